@@ -1,0 +1,80 @@
+/**
+ * `SqlClient` on one SQLite file through `libsql`, which ships prebuilt inside npm and runs on Node 20. The driver is
+ * this one small file, so that `node:sqlite` can replace it once no supported Node lacks it. The invariant: one
+ * connection, so statements queue behind an open transaction and a transaction is never interleaved.
+ */
+import { Duration, Effect, Layer, Scope, Semaphore, Stream } from "effect"
+import { Reactivity } from "effect/reactivity"
+import { SqlClient, type SqlConnection, SqlError, Statement } from "effect/sql"
+import Database from "libsql"
+
+/** How long a statement waits for another process that is writing to the same file. */
+const busyTimeout = Duration.seconds(5)
+
+/** Opens `filename` (`:memory:` for a private one). Fails with a `SqlError` that says why when it cannot be opened. */
+export const layer = (options: { readonly filename: string }): Layer.Layer<SqlClient.SqlClient, SqlError.SqlError> =>
+  Layer.effect(SqlClient.SqlClient, make(options)).pipe(Layer.provide(Reactivity.layer))
+
+const attempt = <A>(operation: string, run: () => A) =>
+  Effect.try({
+    try: run,
+    catch: (cause) =>
+      new SqlError.SqlError({
+        reason: SqlError.classifySqliteError(cause, { message: `sqlite: ${operation}`, operation })
+      })
+  })
+
+const make = Effect.fnUntraced(function*({ filename }: { readonly filename: string }) {
+  const database = yield* Effect.acquireRelease(
+    attempt(`open ${filename}`, () => {
+      const database = new Database(filename)
+      // FULL, not NORMAL: in WAL mode NORMAL may lose the last transactions when the machine loses power, and a
+      // confirmed update that was lost from the inbox is lost for good.
+      database.exec(`PRAGMA busy_timeout = ${Duration.toMillis(busyTimeout)}`)
+      database.exec("PRAGMA journal_mode = WAL")
+      database.exec("PRAGMA synchronous = FULL")
+      database.exec("PRAGMA foreign_keys = ON")
+      return database
+    }),
+    (database) => Effect.sync(() => database.close())
+  )
+
+  const run = (sql: string, params: ReadonlyArray<unknown>, asValues: boolean) =>
+    attempt("execute", () => {
+      const statement = database.prepare(sql)
+      if (!statement.reader) return { rows: [] as Array<never>, info: statement.run(...params) }
+      const rows = (asValues ? statement.raw(true) : statement).all(...params)
+      // What a row holds is known to the statement's author only, so the driver's interface says `any`: the one cast.
+      return { rows: rows as Array<never>, info: undefined }
+    })
+  const execute: SqlConnection.Connection["execute"] = (sql, params, transform) =>
+    Effect.map(run(sql, params, false), ({ rows }) => transform ? transform(rows) : rows)
+  const executeValues: SqlConnection.Connection["executeValues"] = (sql, params) =>
+    Effect.map(run(sql, params, true), ({ rows }) => rows)
+  const connection: SqlConnection.Connection = {
+    execute,
+    executeUnprepared: execute,
+    executeValues,
+    executeValuesUnprepared: executeValues,
+    executeRaw: (sql, params) => Effect.map(run(sql, params, false), ({ info, rows }) => info ?? rows),
+    executeStream: (sql, params, transform) =>
+      Stream.unwrap(Effect.map(execute(sql, params, transform), Stream.fromIterable))
+  }
+
+  const gate = yield* Semaphore.make(1)
+  return yield* SqlClient.make({
+    acquirer: gate.withPermit(Effect.succeed(connection)),
+    transactionAcquirer: Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Effect.scope
+        yield* restore(gate.take(1))
+        yield* Scope.addFinalizer(scope, gate.release(1))
+        return connection
+      })
+    ),
+    beginTransaction: "BEGIN IMMEDIATE",
+    compiler: Statement.makeCompilerSqlite(),
+    driver: "sqlite",
+    spanAttributes: [["db.system.name", "sqlite"]]
+  })
+})
