@@ -15,6 +15,15 @@ map.groupBy ??= <T, K>(items: Iterable<T>, key: (item: T, index: number) => K) =
   return groups
 }
 
+// .ci/run counts what was run from a report; a person reads the terminal.
+const report = process.env["TEST_REPORT"]
+
 export default defineConfig({
-  test: { include: ["test/**/*.test.ts"], pool: "forks", testTimeout: 30_000, hookTimeout: 60_000 }
+  test: {
+    include: ["test/**/*.test.ts"],
+    pool: "forks",
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    reporters: report === undefined ? ["default"] : ["default", ["json", { outputFile: report }]]
+  }
 })
