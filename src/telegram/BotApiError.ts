@@ -5,8 +5,10 @@
  *
  * Texts and codes are those of tdlib/telegram-bot-api, Client.cpp.
  */
-import { Duration, Runtime, Schema } from "effect"
+import { Duration, Redacted, Runtime, Schema } from "effect"
+import { GrammyError, HttpError } from "grammy"
 import * as ExitCode from "../operations/ExitCode.ts"
+import { redactTokens } from "../operations/Redaction.ts"
 
 /** 409 `terminated by other getUpdates request`: somebody polled after us with the same token. */
 export class OtherPoller extends Schema.TaggedClass<OtherPoller>()("OtherPoller", { description: Schema.String }) {}
@@ -87,4 +89,60 @@ const describe = (reason: BotApiReason): string => {
     case "Unreachable":
       return `Telegram did not answer: ${reason.description}`
   }
+}
+
+/**
+ * Reduces whatever a Bot API call was rejected with to its kind. Every caller of the Bot API goes through here, so that
+ * nobody else reads status codes or texts, and nothing that grammY or the network says is kept unredacted.
+ */
+export const fromUnknown = (method: string, token: Redacted.Redacted) => (cause: unknown): BotApiError =>
+  new BotApiError({ method, reason: classify(cause, redact(token)) })
+
+/** Replaces this very token, also where it is part of an address, and everything else that is shaped like one. */
+export const redact = (token: Redacted.Redacted) => (text: string): string => {
+  const secret = Redacted.value(token)
+  const known = secret === ""
+    ? text
+    : text.replaceAll(secret, redacted).replaceAll(encodeURIComponent(secret), redacted)
+  return redactTokens(known)
+}
+
+const redacted = "<redacted>"
+
+const classify = (cause: unknown, redact: (text: string) => string): BotApiReason => {
+  if (!(cause instanceof GrammyError)) return new Unreachable({ description: redact(whyUnreachable(cause)) })
+  const { error_code: code, parameters } = cause
+  // JSON that is not the Bot API's reaches grammY as an error without a code: something else answered.
+  if (!Number.isInteger(code)) return new Unreachable({ description: "the answer is not a Bot API answer" })
+  const description = redact(String(cause.description))
+  switch (code) {
+    case 401:
+    case 421:
+      return new Unauthorized({ description })
+    case 404:
+      return description === "Not Found" ? new Unauthorized({ description }) : new Refused({ code, description })
+    case 409:
+      if (description.includes("webhook is active")) return new WebhookActive({ description })
+      return description.includes("etWebhook") ? new WebhookSet({ description }) : new OtherPoller({ description })
+    case 429:
+      return new RateLimited({ retryAfter: Duration.seconds(parameters.retry_after ?? retryAfterWhenUnsaid) })
+    default:
+      return code >= 500
+        ? new Unreachable({ description: `${code} ${description}` })
+        : new Refused({ code, description })
+  }
+}
+
+/** Seconds to wait after a 429 that does not say how long. */
+const retryAfterWhenUnsaid = 5
+
+// grammY hides what happened in HttpError.error, and fetch hides it once more in the cause of "fetch failed".
+const whyUnreachable = (cause: unknown): string => {
+  const inner = cause instanceof HttpError ? cause.error : cause
+  if (inner instanceof SyntaxError) return "the answer is not JSON. Check TELEGRAM_API_ROOT, and any proxy on the way"
+  if (!(inner instanceof Error)) return String(inner)
+  if (inner.name === "AbortError") return "the request was aborted"
+  const deepest = inner.cause instanceof Error ? inner.cause : inner
+  const code = "code" in deepest && typeof deepest.code === "string" ? deepest.code : ""
+  return [code, deepest.message].filter((part) => part !== "").join(": ") || deepest.name
 }

@@ -1,17 +1,42 @@
 /**
- * One grammY bot for the span of one held lock.
+ * One grammY bot for the span of one held lock. grammY gives the context, the filters, the middleware and the plugins;
+ * everything that waits, retries or polls is ours, so that it can be interrupted and tested. The invariants: no error
+ * that leaves here holds the token, and what an update has under way ends with the effect that handles it.
  */
-import { Context, type Effect } from "effect"
-import { Schema } from "effect"
-import type { Api, Bot } from "grammy"
+import { Cause, Clock, Context, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule, Schema } from "effect"
+import { type Api, Bot, BotError, type Transformer } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
-import type { BotApiError } from "./BotApiError.ts"
+// Effect has nothing that reaches code which is called through promises of a library. Fibers keep the async context.
+import { AsyncLocalStorage } from "node:async_hooks"
+import { InstanceLock } from "../lock/InstanceLock.ts"
+import type { LeaseLost } from "../lock/LockStore.ts"
+import * as ExitCode from "../operations/ExitCode.ts"
+import * as Metrics from "../operations/Metrics.ts"
+import { connectBackoff, inSeconds } from "./Backoff.ts"
+import { BotApiError, fromUnknown, redact, Unreachable } from "./BotApiError.ts"
+import * as BotFetch from "./BotFetch.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
 export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerFailed", {
   updateId: Schema.Int,
   cause: Schema.Defect()
-}) {}
+}) {
+  override readonly [Runtime.errorExitCode] = ExitCode.software
+  override get message(): string {
+    return `The handler of update ${this.updateId} failed: ${messageOf(this.cause)}`
+  }
+}
+
+/** The signal that grammY's methods take. Its type is that of a polyfill; every native `AbortSignal` is one. */
+export type ApiSignal = NonNullable<Parameters<Api["getMe"]>[0]>
+
+export interface BotSessionOptions {
+  readonly token: Redacted.Redacted
+  /** Where the Bot API is, without a slash at the end. Telegram's own when not given. */
+  readonly apiRoot?: string | undefined
+  /** How long one call may take before it counts as unanswered; `getUpdates` is bounded by its poller. 60 s when not given. */
+  readonly callTimeout?: Duration.Input | undefined
+}
 
 export class BotSession extends Context.Service<BotSession, {
   /** The grammY bot, for middleware and plugins. `bot.start` and `bot.stop` are not used: the poller is ours. */
@@ -20,8 +45,171 @@ export class BotSession extends Context.Service<BotSession, {
   /** Makes one Bot API call. Interruption aborts the request. Failures are classified and free of the token. */
   readonly call: <A>(
     method: string,
-    run: (api: Api, signal: NonNullable<Parameters<Api["getMe"]>[0]>) => Promise<A>
+    run: (api: Api, signal: ApiSignal) => Promise<A>
   ) => Effect.Effect<A, BotApiError>
   /** Runs one update through all middleware. Interruption cancels the API calls that its handlers have under way. */
   readonly handle: (update: Update) => Effect.Effect<void, HandlerFailed>
-}>()("soloist/telegram/BotSession") {}
+}>()("soloist/telegram/BotSession") {
+  /**
+   * Asks Telegram who the bot is and opens the session. A refused token fails at once; an unreachable Telegram is waited
+   * for without limit, with a warning for each attempt. It needs the lock, so that the session opens after it was taken
+   * and closes before it is released. The `fetch` is that of `effect/http/FetchHttpClient`.
+   */
+  static readonly layer = (
+    options: BotSessionOptions
+  ): Layer.Layer<BotSession, BotApiError | LeaseLost, InstanceLock> => Layer.effect(BotSession, make(options))
+}
+
+/** What an update that is being handled carries to everything it calls. */
+export interface Handling {
+  readonly signal: AbortSignal
+  /** The context of the fiber that handles the update: logs, spans, clock, references. */
+  readonly context: Context.Context<never>
+  /** Effects that run as handlers of this update. */
+  readonly fibers: Set<Fiber.Fiber<unknown, unknown>>
+}
+
+/** The update that the running code belongs to, if any. For `effectMiddleware`. */
+export const handling = new AsyncLocalStorage<Handling>()
+
+/** How long an interrupted update waits for the finalizers of its effects. */
+const unwindLimit = Duration.seconds(1)
+const callTimeoutDefault = Duration.seconds(60)
+const connectTimeout = Duration.seconds(15)
+/** grammY sets a timer of its own for each call. This is the longest one that a timer can hold: 24 days, in seconds. */
+const timerMax = 2_147_483
+
+const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
+  const { token } = options
+  const lock = yield* InstanceLock
+  const client = {
+    apiRoot: options.apiRoot ?? "https://api.telegram.org",
+    fetch: yield* BotFetch.fromContext,
+    timeoutSeconds: timerMax,
+    sensitiveLogs: false
+  }
+  const bot = new Bot(Redacted.value(token), { client })
+  bot.api.config.use(countCalls(yield* Clock.Clock, yield* Effect.context<never>()), cancelWithUpdate)
+  const call = makeCall(bot.api, token, Duration.fromInputUnsafe(options.callTimeout ?? callTimeoutDefault))
+
+  bot.botInfo = yield* Effect.raceFirst(connect(call), lock.lost)
+  yield* Effect.addFinalizer(() => Effect.log("Bot session closed"))
+  yield* Effect.log("Bot session opened").pipe(Effect.annotateLogs({ bot: `@${bot.botInfo.username}` }))
+  return BotSession.of({ bot, me: bot.botInfo, call, handle: makeHandle(bot, token) })
+})
+
+// grammY's own `init` retries with sleeps of up to 20 minutes that nothing can interrupt.
+const connect = (call: BotSession["Service"]["call"]) =>
+  call("getMe", (api, signal) => api.getMe(signal)).pipe(
+    Effect.timeoutOrElse({
+      duration: connectTimeout,
+      orElse: () => Effect.fail(unanswered("getMe", connectTimeout))
+    }),
+    Effect.retry(Schedule.tap(connectBackoff, ({ duration, input }) =>
+      Effect.logWarning(`Telegram cannot be reached yet. Waiting ${inSeconds(duration)} before retry`).pipe(
+        Effect.annotateLogs({ reason: input.message })
+      )))
+  )
+
+const unanswered = (method: string, limit: Duration.Duration) =>
+  new BotApiError({ method, reason: new Unreachable({ description: `no answer within ${inSeconds(limit)}` }) })
+
+const makeCall =
+  (api: Api, token: Redacted.Redacted, limit: Duration.Duration): BotSession["Service"]["call"] => (method, run) => {
+    const call = Effect.tryPromise({
+      // grammY types the signal by a polyfill that native signals satisfy in all but the type of their events.
+      try: (signal) => run(api, signal as unknown as ApiSignal),
+      catch: fromUnknown(method, token)
+    })
+    return method === "getUpdates"
+      ? call
+      : Effect.timeoutOrElse(call, { duration: limit, orElse: () => Effect.fail(unanswered(method, limit)) })
+  }
+
+const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => (update) =>
+  Effect.contextWith((context: Context.Context<never>) =>
+    Effect.suspend(() => {
+      const controller = new AbortController()
+      const current: Handling = { signal: controller.signal, context, fibers: new Set() }
+      return Effect.tryPromise({
+        try: () => handling.run(current, () => bot.handleUpdate(update)),
+        catch: (cause) => new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, redact(token)) })
+      }).pipe(Effect.onInterrupt(() => unwind(controller, current.fibers)))
+    })
+  )
+
+// Middleware made of promises cannot be stopped: its calls are refused from here on. Effects are waited for, because
+// their finalizers belong to the update, but never for long.
+const unwind = (controller: AbortController, fibers: Handling["fibers"]) =>
+  Effect.suspend(() => {
+    controller.abort()
+    return fibers.size === 0 ? Effect.void : Fiber.interruptAll(fibers).pipe(
+      Effect.interruptible,
+      Effect.timeoutOrElse({
+        duration: unwindLimit,
+        orElse: () => Effect.logWarning("A cancelled handler does not end; it is left behind")
+      })
+    )
+  })
+
+/** Gives every API call of an update's handlers the signal of the update, whether made through `ctx` or `bot.api`. */
+const cancelWithUpdate: Transformer = (next, method, payload, signal) => {
+  const current = handling.getStore()
+  if (current === undefined) return next(method, payload, signal)
+  const own = current.signal as unknown as ApiSignal
+  return next(method, payload, signal === undefined ? own : anyOf(signal, current.signal))
+}
+
+const anyOf = (given: ApiSignal, own: AbortSignal): ApiSignal => {
+  const controller = new AbortController()
+  const abort = () => controller.abort()
+  if (given.aborted || own.aborted) abort()
+  given.addEventListener("abort", abort)
+  own.addEventListener("abort", abort, { signal: controller.signal })
+  // The same polyfill type as above.
+  return controller.signal as unknown as ApiSignal
+}
+
+/** Counts every call, ours and those of handlers. Long polls are not timed: they say nothing about Telegram's speed. */
+const countCalls = (clock: Clock.Clock, context: Context.Context<never>): Transformer => {
+  const requests = Metrics.labelled(Metrics.apiRequests, ["method", "code"])
+  return async (next, method, payload, signal) => {
+    const started = clock.currentTimeMillisUnsafe()
+    let code = "none"
+    try {
+      const answer = await next(method, payload, signal)
+      code = answer.ok ? "200" : String(answer.error_code)
+      const wait = answer.ok ? undefined : answer.parameters?.retry_after
+      if (wait !== undefined) Metrics.apiRetryAfter.updateUnsafe(wait, context)
+      return answer
+    } finally {
+      requests(method, code).updateUnsafe(1, context)
+      if (method !== "getUpdates") {
+        Metrics.apiRequestDuration.updateUnsafe((clock.currentTimeMillisUnsafe() - started) / 1000, context)
+      }
+    }
+  }
+}
+
+/**
+ * A copy of what a handler failed with that cannot hold the token: kind, message and stack, all redacted, and the same
+ * for its cause. Other fields are dropped: grammY's errors carry the context, and with it the API client.
+ */
+const withoutToken = (cause: unknown, redact: (text: string) => string, depth = 0): unknown => {
+  if (cause instanceof BotError) return withoutToken(cause.error, redact, depth)
+  if (!(cause instanceof Error)) {
+    return typeof cause === "string"
+      ? redact(cause)
+      : redact(Cause.pretty(Cause.fail(cause)))
+  }
+  const inner = "error" in cause && cause.error instanceof Error ? cause.error : cause.cause
+  const copy = new Error(redact(cause.message))
+  copy.name = cause.name
+  if (cause.stack !== undefined) copy.stack = redact(cause.stack)
+  if (inner !== undefined && depth < causeDepthMax) copy.cause = withoutToken(inner, redact, depth + 1)
+  return copy
+}
+
+const causeDepthMax = 4
+
+const messageOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause)
