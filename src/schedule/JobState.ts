@@ -1,0 +1,66 @@
+/**
+ * What is remembered of a job across restarts, in the table `job_state`. The invariant: a row is written only by the
+ * newest holder of the lease; the condition is part of the statement that writes.
+ */
+import { Effect } from "effect"
+import { SqlClient } from "effect/sql"
+import * as Fence from "./Fence.ts"
+
+/** How a run ended: `interrupted` by a stop, a crash or a replacement before it was done. `running` while it has not. */
+export type JobOutcome = typeof JobOutcomes[number]
+const JobOutcomes = ["running", "ok", "failed", "interrupted"] as const
+
+export interface JobRecord {
+  /** The text of the schedule that the other fields belong to. */
+  readonly schedule: string
+  /** Every fire time up to this one was fired, skipped or reported as missed. Milliseconds since the epoch. */
+  readonly accountedUntil: number
+  readonly lastFiredAt: number | undefined
+  readonly lastOutcome: JobOutcome | undefined
+  readonly lastError: string | undefined
+  /** Fire times that passed while nobody ran, ever. */
+  readonly misfires: number
+}
+
+// Integers of 64 bits come as numbers from SQLite and as bigint or text from Postgres.
+interface Row {
+  readonly schedule: string
+  readonly accounted_until: number | bigint | string
+  readonly last_fired_at: number | bigint | string | null
+  readonly last_outcome: string | null
+  readonly last_error: string | null
+  readonly misfires: number | bigint | string
+}
+
+const errorLengthMax = 500
+
+export const load = Effect.fnUntraced(function*(name: string) {
+  const sql = yield* SqlClient.SqlClient
+  const [row] = yield* sql<Row>`SELECT schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires
+    FROM job_state WHERE name = ${name}`
+  if (row === undefined) return undefined
+  return {
+    schedule: row.schedule,
+    accountedUntil: Number(row.accounted_until),
+    lastFiredAt: row.last_fired_at === null ? undefined : Number(row.last_fired_at),
+    lastOutcome: JobOutcomes.find((outcome) => outcome === row.last_outcome),
+    lastError: row.last_error ?? undefined,
+    misfires: Number(row.misfires)
+  } satisfies JobRecord
+})
+
+export const save = Effect.fnUntraced(function*(name: string, record: JobRecord, fencingToken: bigint) {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql`INSERT INTO job_state
+      (name, schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires, fencing_token)
+    SELECT ${name}, ${record.schedule}, ${record.accountedUntil}, ${record.lastFiredAt ?? null},
+      ${record.lastOutcome ?? null}, ${record.lastError?.slice(0, errorLengthMax) ?? null}, ${record.misfires},
+      ${fencingToken}
+    WHERE ${Fence.admits(sql, fencingToken)}
+    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, accounted_until = excluded.accounted_until,
+      last_fired_at = excluded.last_fired_at, last_outcome = excluded.last_outcome, last_error = excluded.last_error,
+      misfires = excluded.misfires, fencing_token = excluded.fencing_token
+    WHERE job_state.fencing_token <= excluded.fencing_token
+    RETURNING name`
+  if (rows.length === 0) return yield* new Fence.FencedOut({ record: `job ${name}`, fencingToken })
+})
