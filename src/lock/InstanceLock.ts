@@ -1,8 +1,43 @@
 /**
- * The lease that admits one polling process per bot.
+ * The lease that admits one polling process per bot, held for as long as the layer lives.
+ *
+ * ```
+ *   waiting ── acquired ──> held ── released ──> (scope closed)
+ *                             │ renewed every ttl/3
+ *                             └─ lost: taken over, or not proven within the trust window ──> the process stops
+ * ```
+ *
+ * The store decides who holds the lease. The local clock only bounds how long the last good answer is trusted: a window
+ * of two thirds of the ttl, counted from before that request was sent, so that a slow reply cannot stretch the trust
+ * past the lease itself, and measured on monotonic and wall time, whichever ran further, because the first stops while
+ * the machine sleeps and the second may be set back. The last third is for the work under way to be cut off while the
+ * lease still stands. The invariants:
+ *
+ * - a lease is never acquired again inside renew: that would hide the loss from everybody who acted on the old grant;
+ * - `lost` fires once, for good, and no later than the window ends; `ensureValid` refuses from that instant on, even
+ *   when no timer has fired since, as after SIGSTOP;
+ * - the lease is renewed until everything built on it is closed, and then released, compare-and-delete.
+ *
+ * A store whose grants end with the process (`ttl` infinite) has no window: a heartbeat that fails there is reported,
+ * not a loss.
  */
-import { Context, type Effect } from "effect"
-import type { Holder, LeaseLost } from "./LockStore.ts"
+import { Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Random, Result } from "effect"
+import { Health } from "../operations/Health.ts"
+import { bounded } from "../operations/Release.ts"
+import { Supervisor } from "../operations/Supervisor.ts"
+import { type Grant, type Holder, LeaseLost, type LockHeld, LockStore, type LockStoreError } from "./LockStore.ts"
+import { ProcessIdentity } from "./ProcessIdentity.ts"
+
+export interface InstanceLockOptions {
+  /**
+   * What to do while another instance holds the lock. `exit`: fail with `LockHeld`. `standby`: wait, interruptibly and
+   * without limit, ready to take over.
+   */
+  readonly mode: "exit" | "standby"
+  /** The number before the colon of the token, so that a refusal can say that the holder runs another bot. Never the secret. */
+  readonly bot?: string | undefined
+  readonly version: string
+}
 
 export class InstanceLock extends Context.Service<InstanceLock, {
   readonly holder: Holder
@@ -14,4 +49,223 @@ export class InstanceLock extends Context.Service<InstanceLock, {
   readonly ensureValid: Effect.Effect<void, LeaseLost>
   /** Asks the store now instead of waiting for the next renewal: used when a 409 makes the lease doubtful. */
   readonly verify: Effect.Effect<void, LeaseLost>
-}>()("soloist/lock/InstanceLock") {}
+}>()("soloist/lock/InstanceLock") {
+  /** Holds the lock of the given store. A loss fails the supervised renewal, so that the service stops in order with 75. */
+  static readonly layer = (
+    options: InstanceLockOptions
+  ): Layer.Layer<InstanceLock, LockHeld | LockStoreError, LockStore | Supervisor | Health> =>
+    Layer.effect(InstanceLock, Effect.suspend(() => make(options)))
+}
+
+/** The rhythm of a lease, all of it in proportion to its ttl. */
+export interface Rhythm {
+  readonly renewPeriod: Duration.Duration
+  /** How long a renewal may take before it is given up, and how long to wait before the next try. */
+  readonly retryPeriod: Duration.Duration
+  /** How long the last good renewal is trusted, from before it was sent. */
+  readonly trustWindow: Duration.Duration
+}
+
+/** With the usual ttl of 15 seconds: renewed every 5, retried every second, trusted for 10. */
+export const rhythmOf = (ttl: Duration.Duration): Rhythm =>
+  Duration.isFinite(ttl)
+    ? {
+      renewPeriod: Duration.times(ttl, 1 / 3),
+      retryPeriod: Duration.times(ttl, 1 / 15),
+      trustWindow: Duration.times(ttl, 2 / 3)
+    }
+    : { renewPeriod: Duration.seconds(5), retryPeriod: Duration.seconds(5), trustWindow: Duration.infinity }
+
+/** How long a standby waits after its store could not be asked. */
+const standbyRetryPeriod = Duration.seconds(1)
+const healthKey = "lock:lease"
+
+/** One instant on both clocks. */
+interface Instant {
+  readonly monotonic: bigint
+  readonly wall: number
+}
+
+const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
+  const store = yield* LockStore
+  const supervisor = yield* Supervisor
+  const health = yield* Health
+  const clock = yield* Clock.Clock
+  const { self } = yield* ProcessIdentity
+  const { renewPeriod, retryPeriod, trustWindow } = rhythmOf(store.ttl)
+  const pid = self.pid
+
+  const instant = (): Instant => ({
+    monotonic: clock.monotonicTimeNanosUnsafe(),
+    wall: clock.currentTimeMillisUnsafe()
+  })
+  const since = ({ monotonic, wall }: Instant): Duration.Duration =>
+    Duration.max(
+      Duration.nanos(clock.monotonicTimeNanosUnsafe() - monotonic),
+      Duration.millis(Math.max(0, clock.currentTimeMillisUnsafe() - wall))
+    )
+
+  // One owner for the whole wait: an attempt whose reply was lost is then answered by the same grant.
+  const owner = yield* freshOwner
+  const candidate = Effect.map(Clock.currentTimeMillis, (time): Holder => ({
+    owner,
+    pid,
+    host: self.host,
+    version: options.version,
+    since: time,
+    ...(options.bot !== undefined && { bot: options.bot })
+  }))
+
+  // The release goes on by itself when it overruns: cut in the middle it could leave the lock to nobody's name.
+  const release = ({ grant }: { readonly grant: Grant }) =>
+    Effect.forkDetach(store.release(grant), { startImmediately: true }).pipe(
+      Effect.flatMap(Fiber.join),
+      Effect.andThen(Effect.logInfo("Instance lock released")),
+      bounded("Instance lock")
+    )
+  // One attempt. Waiting stays outside, because everything in here is uninterruptible.
+  const attempt = Effect.acquireRelease(
+    Effect.gen(function*() {
+      const sent = instant()
+      return { sent, grant: yield* store.acquire(yield* candidate) }
+    }),
+    release
+  )
+  const { grant, sent } = yield* options.mode === "exit" ? attempt : standby(attempt)
+  const { fencingToken } = grant
+  yield* Effect.logInfo(`Instance lock acquired (PID: ${pid})`).pipe(
+    Effect.annotateLogs({ resource: store.resource, fencingToken: String(fencingToken) })
+  )
+  yield* health.report(healthKey, { status: "pass", observedValue: "held" })
+
+  const loss = Deferred.makeUnsafe<never, LeaseLost>()
+  let lost: LeaseLost | undefined
+  let trusted = sent
+  let suspect = false
+  const lose = (error: LeaseLost): Effect.Effect<never, LeaseLost> =>
+    Effect.suspend(() => {
+      if (lost !== undefined) return Effect.fail(lost)
+      lost = error
+      Deferred.doneUnsafe(loss, Exit.fail(error))
+      return Effect.logError("Instance lock lost").pipe(
+        Effect.annotateLogs({ resource: store.resource, reason: error.reason }),
+        Effect.andThen(health.report(healthKey, { status: "fail", observedValue: "lost", output: error.message })),
+        Effect.andThen(Effect.fail(error))
+      )
+    })
+  const unproven = () =>
+    new LeaseLost({
+      resource: store.resource,
+      fencingToken,
+      reason: `it could not be renewed for ${Duration.format(trustWindow)}`
+    })
+
+  const ensureValid: Effect.Effect<void, LeaseLost> = Effect.suspend(() => {
+    if (lost !== undefined) return Effect.fail(lost)
+    return Duration.isLessThan(since(trusted), trustWindow) ? Effect.void : lose(unproven())
+  })
+
+  /** One renewal. Succeeds with false when the store could not be asked and the trust has not run out. */
+  const renew = Effect.gen(function*() {
+    const sent = instant()
+    const outcome = yield* store.renew(grant).pipe(
+      Duration.isFinite(store.ttl)
+        ? Effect.timeoutOption(Duration.times(retryPeriod, 2))
+        : Effect.asSome,
+      Effect.result
+    )
+    if (Result.isSuccess(outcome) && outcome.success._tag === "Some") {
+      // An answer that comes after the window has ended proves nothing about the time in between.
+      yield* ensureValid
+      trusted = sent
+      if (suspect) yield* health.report(healthKey, { status: "pass", observedValue: "held" })
+      suspect = false
+      return true
+    }
+    if (Result.isFailure(outcome) && outcome.failure._tag === "LeaseLost") return yield* lose(outcome.failure)
+    suspect = true
+    yield* reportFailure(Result.isFailure(outcome) ? outcome.failure.message : "the store did not answer in time")
+    yield* ensureValid
+    return false
+  })
+  const reportFailure = (reason: string) =>
+    Effect.logWarning("Instance lock could not be renewed").pipe(
+      Effect.annotateLogs({ resource: store.resource, reason }),
+      Effect.andThen(health.report(healthKey, {
+        status: "warn",
+        observedValue: "unproven",
+        output: "The instance lock could not be renewed; it is still held. The log names the reason. " +
+          "If this goes on, polling stops before another instance can take over."
+      }))
+    )
+
+  const renewUntilLost: Effect.Effect<never, LeaseLost> = Effect.gen(function*() {
+    let proven = true
+    while (true) {
+      // A little early at random, so that instances that started together do not ask together.
+      const period = proven ? Duration.times(renewPeriod, yield* Random.nextBetween(0.9, 1)) : retryPeriod
+      yield* Effect.sleep(period)
+      proven = yield* renew
+    }
+  })
+  // Looks at both clocks often: a timer alone does not see the time for which the machine slept.
+  const fenceWhenUnproven: Effect.Effect<never, LeaseLost> = Effect.gen(function*() {
+    if (!Duration.isFinite(trustWindow)) return yield* Effect.never
+    while (true) {
+      yield* Effect.sleep(Duration.min(Duration.subtract(trustWindow, since(trusted)), retryPeriod))
+      yield* ensureValid
+    }
+  })
+  yield* supervisor.fork(
+    "instance lock",
+    Effect.raceAllFirst([renewUntilLost, fenceWhenUnproven, Deferred.await(loss)])
+  )
+
+  return {
+    holder: grant.holder,
+    fencingToken,
+    lost: Deferred.await(loss),
+    ensureValid,
+    verify: Effect.asVoid(renew)
+  }
+})
+
+/** Repeats one attempt until nobody else holds the lock. */
+const standby = Effect.fnUntraced(function*<A, R>(attempt: Effect.Effect<A, LockHeld | LockStoreError, R>) {
+  const store = yield* LockStore
+  const health = yield* Health
+  let waiting = false
+  while (true) {
+    const result = yield* Effect.result(attempt)
+    if (Result.isSuccess(result)) return result.success
+    const { failure } = result
+    if (failure._tag === "LockHeld") {
+      if (!waiting) {
+        waiting = true
+        yield* Effect.logInfo(`Standing by: another bot instance is running (PID: ${failure.pid ?? "unknown"})`).pipe(
+          Effect.annotateLogs({ resource: store.resource, advice: failure.advice })
+        )
+      }
+      yield* health.report(healthKey, { status: "pass", observedValue: "standby" })
+      yield* health.setReady(true)
+      yield* store.changed
+    } else if (waiting && failure.isRetryable) {
+      // It has worked before: a store that is down for a while is no reason to stop standing by.
+      yield* Effect.logWarning("Instance lock could not be asked for").pipe(
+        Effect.annotateLogs({ resource: store.resource, reason: failure.message })
+      )
+      yield* health.report(healthKey, {
+        status: "warn",
+        observedValue: "standby",
+        output: "The store of the instance lock does not answer."
+      })
+      yield* Effect.sleep(standbyRetryPeriod)
+    } else return yield* failure
+  }
+})
+
+/** 128 random bits: no two terms of any two instances share a name. */
+const freshOwner = Effect.map(
+  Effect.all(Array.from({ length: 4 }, () => Random.nextIntBetween(0, 0xffff_ffff))),
+  (words) => words.map((word) => word.toString(16).padStart(8, "0")).join("")
+)

@@ -9,7 +9,7 @@
  *
  * Time of expiry is the store's time, never the asker's.
  */
-import { Context, type Duration, type Effect, Runtime, Schema } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Layer, Runtime, Schema } from "effect"
 import * as ExitCode from "../operations/ExitCode.ts"
 
 /** Who holds, or wants to hold, the lock. Shown to operators; never decides anything by itself. */
@@ -32,6 +32,7 @@ export interface Grant {
   readonly fencingToken: bigint
 }
 
+/** What the store knows at this moment; both undefined when nobody holds the lock. */
 export interface LockStatus {
   readonly holder: Holder | undefined
   readonly fencingToken: bigint | undefined
@@ -71,9 +72,13 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
   operation: Schema.String,
   reason: Schema.String,
   advice: Schema.String,
+  /** Whether asking again may succeed without anybody changing a setting: a full disk, a server that is down. */
+  isRetryable: Schema.Boolean,
   cause: Schema.Defect()
 }) {
-  override readonly [Runtime.errorExitCode] = ExitCode.unavailable
+  override get [Runtime.errorExitCode](): number {
+    return this.isRetryable ? ExitCode.unavailable : ExitCode.configuration
+  }
   override get message(): string {
     return `The instance lock ${this.resource} cannot be used (${this.operation}): ${this.reason}. ${this.advice}`
   }
@@ -93,4 +98,93 @@ export class LockStore extends Context.Service<LockStore, {
   readonly status: Effect.Effect<LockStatus, LockStoreError>
   /** Ends when it is worth asking again: the holder has gone, or a short while has passed. Only a hint. */
   readonly changed: Effect.Effect<void>
-}>()("soloist/lock/LockStore") {}
+}>()("soloist/lock/LockStore") {
+  /**
+   * The executable specification, in memory: a store of its own for every build of the layer. For several instances
+   * in one process make one store with `makeMemory` and give it to each with `Layer.succeed(LockStore, store)`.
+   */
+  static readonly layerMemory: Layer.Layer<LockStore> = Layer.effect(LockStore, Effect.suspend(() => makeMemory()))
+}
+
+export interface MemoryOptions {
+  /** How long a grant lasts without renewal; 15 seconds when nothing else is said. */
+  readonly ttl?: Duration.Input
+  readonly resource?: string
+}
+
+interface Lease {
+  readonly grant: Grant
+  readonly expiresAt: number
+  readonly ended: Deferred.Deferred<void>
+}
+
+/**
+ * One store in memory. Expiry is judged by the clock that was current when the store was made, so an instance whose own
+ * clock is wrong gains nothing. The fencing token is the time in milliseconds or one more than the last, whichever is
+ * larger: that is how it keeps growing in the stores that may forget.
+ */
+export const makeMemory = Effect.fnUntraced(function*(options: MemoryOptions = {}) {
+  const resource = options.resource ?? "memory"
+  const ttl = Duration.fromInputUnsafe(options.ttl ?? Duration.seconds(15))
+  const clock = yield* Clock.Clock
+  let lease: Lease | undefined
+  let lastToken = 0n
+
+  const now = () => clock.currentTimeMillisUnsafe()
+  const valid = () => lease !== undefined && lease.expiresAt > now() ? lease : undefined
+  const isTheirs = (held: Lease, { fencingToken, holder }: Grant) =>
+    held.grant.holder.owner === holder.owner && held.grant.fencingToken === fencingToken
+
+  const acquire = Effect.fnUntraced(function*(holder: Holder) {
+    const held = valid()
+    if (held !== undefined && held.grant.holder.owner !== holder.owner) {
+      return yield* new LockHeld({ resource, pid: held.grant.holder.pid, holder: held.grant.holder, advice: undefined })
+    }
+    const expiresAt = now() + Duration.toMillis(ttl)
+    if (held !== undefined) {
+      lease = { ...held, expiresAt }
+      return held.grant
+    }
+    const time = BigInt(Math.floor(now()))
+    lastToken = time > lastToken ? time : lastToken + 1n
+    const grant: Grant = { holder, fencingToken: lastToken }
+    lease = { grant, expiresAt, ended: Deferred.makeUnsafe() }
+    return grant
+  })
+
+  const renew = Effect.fnUntraced(function*(grant: Grant) {
+    const held = valid()
+    if (held === undefined || !isTheirs(held, grant)) {
+      const reason = held === undefined ? "the lease expired" : "another instance holds the lease"
+      return yield* new LeaseLost({ resource, fencingToken: grant.fencingToken, reason })
+    }
+    lease = { ...held, expiresAt: now() + Duration.toMillis(ttl) }
+  })
+
+  const release = Effect.fnUntraced(function*(grant: Grant) {
+    const held = lease
+    if (held === undefined || !isTheirs(held, grant)) return
+    lease = undefined
+    yield* Deferred.succeed(held.ended, undefined)
+  })
+
+  const changed = Effect.suspend(() => {
+    const held = valid()
+    if (held === undefined) return Effect.void
+    return Effect.raceFirst(Deferred.await(held.ended), Effect.sleep(Math.max(1, held.expiresAt - now())))
+  })
+
+  const store: LockStore["Service"] = {
+    resource,
+    ttl,
+    acquire,
+    renew,
+    release,
+    status: Effect.sync(() => {
+      const held = valid()
+      return { holder: held?.grant.holder, fencingToken: held?.grant.fencingToken }
+    }),
+    changed
+  }
+  return store
+})
