@@ -1,0 +1,118 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Exit, Layer, Runtime, Scope } from "effect"
+import { SqlClient } from "effect/sql"
+import { TestClock } from "effect/testing"
+import { Bot } from "grammy"
+import { InstanceLock } from "../../src/lock/InstanceLock.ts"
+import { Supervisor } from "../../src/operations/Supervisor.ts"
+import * as Storage from "../../src/storage/Storage.ts"
+import { BotSession } from "../../src/telegram/BotSession.ts"
+import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
+import { me, textUpdate } from "./ScriptedTelegram.ts"
+import { all, ids, suite } from "./UpdateInboxTest.ts"
+
+const holder = { owner: "o", pid: 1, host: "h", version: "0", since: 0 }
+const lockWith = (fencingToken: bigint) =>
+  Layer.mock(InstanceLock, { holder, fencingToken, lost: Effect.never, ensureValid: Effect.void, verify: Effect.void })
+const sessionOf = (id: number) => Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id } })
+const inbox = (fencingToken = 7n, bot = me.id) =>
+  UpdateInbox.layer().pipe(Layer.provide([lockWith(fencingToken), sessionOf(bot), Supervisor.layer]))
+
+suite("memory", () => UpdateInbox.layerMemory)
+suite("sql", () => inbox().pipe(Layer.provide(Storage.layerMemory)))
+
+const open = (fencingToken = 7n, bot = me.id) =>
+  Effect.gen(function*() {
+    const scope = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(Layer.fresh(inbox(fencingToken, bot)), scope)
+    return { inbox: yield* Effect.provideContext(UpdateInbox, context), close: Scope.close(scope, Exit.void) }
+  })
+
+describe("UpdateInbox (sql)", () => {
+  it.effect("has after a restart what was not finished, and the offset", () =>
+    Effect.gen(function*() {
+      const before = yield* open()
+      yield* before.inbox.store([textUpdate(1), textUpdate(2), textUpdate(3)])
+      yield* before.inbox.finish(2)
+      yield* before.close // commits what is finished, without waiting for the interval
+      const after = yield* open()
+      assert.deepStrictEqual(ids(yield* after.inbox.unfinished(all)), [1, 3])
+      assert.strictEqual(yield* after.inbox.offset, 4)
+      assert.deepStrictEqual(ids(yield* after.inbox.store([textUpdate(3), textUpdate(4)])), [4])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("removes finished updates within 10 ms, together, or with the next batch", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const sql = yield* SqlClient.SqlClient
+      const rows = Effect.map(sql`SELECT update_id FROM update_inbox ORDER BY update_id`, (found) => found.length)
+      yield* inbox.store([1, 2, 3, 4].map((id) => textUpdate(id)))
+      yield* inbox.finish(1)
+      yield* inbox.finish(2)
+      assert.strictEqual(yield* rows, 4)
+      yield* TestClock.adjust("10 millis")
+      assert.strictEqual(yield* rows, 2)
+      yield* inbox.finish(3)
+      yield* inbox.store([textUpdate(5)])
+      assert.strictEqual(yield* rows, 2)
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("stores a batch as a whole or not at all", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TRIGGER fail BEFORE INSERT ON update_inbox WHEN NEW.update_id = 3
+        BEGIN SELECT RAISE(ABORT, 'disk full'); END`
+      const error = yield* Effect.flip(inbox.store([textUpdate(1), textUpdate(2), textUpdate(3)]))
+      assert.strictEqual(error._tag, "InboxError")
+      assert.strictEqual(Runtime.getErrorExitCode(error), 69)
+      assert.include(error.message, "store a batch")
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+      assert.strictEqual(yield* inbox.offset, 0)
+      yield* sql`DROP TRIGGER fail`
+      assert.deepStrictEqual(ids(yield* inbox.store([textUpdate(1), textUpdate(2), textUpdate(3)])), [1, 2, 3])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("refuses a former holder once a newer one has opened it", () =>
+    Effect.gen(function*() {
+      const paused = yield* open(7n)
+      yield* paused.inbox.store([textUpdate(1)])
+      const holder = yield* open(8n)
+      const error = yield* Effect.flip(paused.inbox.store([textUpdate(2)]))
+      assert.strictEqual(error._tag, "LeaseLost")
+      assert.strictEqual(Runtime.getErrorExitCode(error), 75)
+      yield* paused.inbox.finish(1)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(yield* holder.inbox.unfinished(all)), [1])
+      assert.strictEqual((yield* Effect.flip(open(6n)))._tag, "LeaseLost")
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("keeps the updates of two bots in one database apart", () =>
+    Effect.gen(function*() {
+      const a = yield* open(7n, 1)
+      const b = yield* open(3n, 2)
+      yield* a.inbox.store([textUpdate(1), textUpdate(2)])
+      assert.deepStrictEqual(ids(yield* b.inbox.store([textUpdate(1)])), [1])
+      yield* b.inbox.finish(1)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(yield* a.inbox.unfinished(all)), [1, 2])
+      assert.deepStrictEqual(ids(yield* b.inbox.unfinished(all)), [])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("passes over a stored update that cannot be read", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const sql = yield* SqlClient.SqlClient
+      yield* inbox.store([textUpdate(1), textUpdate(2)])
+      yield* sql`UPDATE update_inbox SET payload = 'not json' WHERE update_id = 1`
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [2])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("stores tokens that no number holds exactly", () =>
+    Effect.gen(function*() {
+      const huge = 2n ** 62n
+      yield* open(huge)
+      assert.strictEqual((yield* Effect.flip(open(huge - 1n)))._tag, "LeaseLost")
+      yield* open(huge + 1n)
+    }).pipe(Effect.provide(Storage.layerMemory)))
+})
