@@ -198,10 +198,11 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     return report
   }))
 
-  yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
   for (let index = 0; index < concurrency; index++) {
     workers.push(yield* fork("update worker", Effect.raceFirst(worker, lock.lost)))
   }
+  // After the workers, so that it runs before their scope would interrupt them.
+  yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
   return UpdateDispatcher.of({ offer, resume, unfinished: Effect.sync(() => unfinished), drain })
 })
 
