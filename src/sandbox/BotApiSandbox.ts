@@ -112,8 +112,8 @@ export class BotApiSandbox extends Context.Service<BotApiSandbox, {
   readonly events: Stream.Stream<SandboxEvent>
   /** Everything after the event with this id, as far as it is still known. */
   readonly eventsAfter: (id: number) => Stream.Stream<SandboxEvent>
-  /** Answers parked polls with no updates and every later call with `500 Internal Server Error: restart`. */
-  readonly close: Effect.Effect<void>
+  /** Answers parked polls with no updates, as a server does that is about to close. */
+  readonly releasePolls: Effect.Effect<void>
 }>()("soloist/sandbox/BotApiSandbox") {
   static readonly layer = Layer.effect(
     BotApiSandbox,
@@ -230,7 +230,7 @@ export class BotApiSandbox extends Context.Service<BotApiSandbox, {
         reset: Effect.sync(() => server.reset()),
         events: journal.follow(),
         eventsAfter: (id) => journal.follow(id),
-        close: Effect.sync(() => server.close())
+        releasePolls: Effect.sync(() => server.releasePolls())
       }
     })
   )

@@ -135,9 +135,14 @@ export class BotApiServer {
     this.journal.clear()
   }
 
+  releasePolls(): void {
+    for (const bot of this.bots) bot.longPoll.release()
+  }
+
+  /** From now on every call is refused with 500. */
   close(): void {
     this.isClosing = true
-    for (const bot of this.bots) bot.longPoll.release()
+    this.releasePolls()
   }
 
   private authorize(token: string, key: string, method: string, request: SandboxRequest): SandboxBot | Refusal {
