@@ -85,6 +85,11 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     advice: string | undefined
   ) => new LockHeld({ resource: path, pid, holder, advice: Failures.otherBot(asker, holder) ?? advice })
 
+  const readFile = Effect.gen(function*() {
+    const found = yield* LockFile.find(disk, path)
+    return { found, writer: found._tag === "Record" ? yield* look(found.pid) : nothing.writer }
+  })
+
   /** Who owns the guard: asked first, because during a takeover the file still names the dead one. */
   const whoHolds = Effect.fnUntraced(function*(guard: Guard.Guard, asker: Holder) {
     heldBy = "guard"
@@ -92,8 +97,9 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     if (Result.isFailure(reply) && reply.failure.reason === "refused") return undefined
     const answer = Result.isSuccess(reply) ? Option.getOrUndefined(decodeReply(reply.success)) : undefined
     if (answer !== undefined) return heldError(answer.holder.pid, answer.holder, asker, undefined)
-    const found = yield* Effect.orElseSucceed(LockFile.find(disk, path), () => undefined)
-    const record = found?._tag === "Record" ? found : undefined
+    // Only a name that can be right: the file may still be that of a dead holder whose PID is somebody else's by now.
+    const { found, writer } = yield* Effect.orElseSucceed(readFile, () => nothing)
+    const record = found._tag === "Record" && Verdict.mayHaveWritten(writer, found.modifiedAt) ? found : undefined
     return heldError(record?.pid, record?.metadata?.holder, asker, Failures.silentHolder)
   })
 
@@ -112,9 +118,8 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
   })
 
   const judgeFile = Effect.fnUntraced(function*(key: string) {
-    const found = yield* LockFile.find(disk, path)
+    const { found, writer } = yield* readFile
     const now = yield* Clock.currentTimeMillis
-    const writer = found._tag === "Record" ? yield* look(found.pid) : { _tag: "Gone" } as const
     return { found, verdict: Verdict.judge({ found, self, guard: key, now, writer }) }
   })
 
@@ -280,5 +285,6 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
   return { resource: path, ttl: Duration.infinity, acquire, renew, release, status, changed }
 })
 
+const nothing = { found: { _tag: "Absent" }, writer: { _tag: "Gone" } } as const
 const larger = (a: bigint, b: bigint): bigint => a > b ? a : b
 const toToken = (text: string | undefined): bigint | undefined => text === undefined ? undefined : BigInt(text)

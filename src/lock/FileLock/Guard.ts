@@ -42,7 +42,7 @@ export interface Guard {
   readonly hold: (
     answer: (line: string) => string
   ) => Effect.Effect<HeldGuard, GuardHeld | GuardUnavailable, Scope.Scope>
-  /** Sends one line to the holder and waits for one line, at most half a second. */
+  /** Sends one line to the holder and waits for one line, at most a second. */
   readonly ask: (line: string) => Effect.Effect<string, GuardSilent>
   /** Ends when the holder has gone. Fails when that cannot be waited for. */
   readonly ended: Effect.Effect<void, GuardSilent>
@@ -158,7 +158,7 @@ const socketGuard = (address: string): Guard => {
         socket.write(`${line}\n`)
       }).pipe(
         Effect.timeoutOrElse({
-          duration: "500 millis",
+          duration: "1 second",
           orElse: () => Effect.fail(new GuardSilent({ reason: "silent" }))
         })
       ),

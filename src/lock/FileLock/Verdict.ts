@@ -82,8 +82,12 @@ const judgeWriter = ({ self, writer }: Circumstances, { modifiedAt, pid }: Recor
   if (pid === self.pid) return stale("its PID is our own, from an earlier life of this container or machine")
   if (pid === self.parent) return stale("its PID is that of our parent process, which is no bot")
   if (writer._tag === "Gone") return stale("its process has ended")
-  if (writer.startedAt !== undefined && writer.startedAt > modifiedAt + Duration.toMillis(startTolerance)) {
-    return stale("its PID was given to another process since")
-  }
-  return { _tag: "Held", by: "legacy" }
+  return mayHaveWritten(writer, modifiedAt)
+    ? { _tag: "Held", by: "legacy" }
+    : stale("its PID was given to another process since")
 }
+
+/** Whether the process that has the PID now can be the one that wrote the file: it lives, and did so at that time. */
+export const mayHaveWritten = (writer: Liveness, modifiedAt: number): boolean =>
+  writer._tag === "Alive" &&
+  (writer.startedAt === undefined || writer.startedAt <= modifiedAt + Duration.toMillis(startTolerance))
