@@ -142,17 +142,18 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
   let lost: LeaseLost | undefined
   let trusted = sent
   let suspect = false
+  // Uninterruptible, because the first thing that the loss does is to interrupt whoever found it out.
   const lose = (error: LeaseLost): Effect.Effect<never, LeaseLost> =>
-    Effect.suspend(() => {
-      if (lost !== undefined) return Effect.fail(lost)
+    Effect.uninterruptible(Effect.gen(function*() {
+      if (lost !== undefined) return yield* lost
       lost = error
       Deferred.doneUnsafe(loss, Exit.fail(error))
-      return Effect.logError("Instance lock lost").pipe(
-        Effect.annotateLogs({ resource: store.resource, reason: error.reason }),
-        Effect.andThen(health.report(healthKey, { status: "fail", observedValue: "lost", output: error.message })),
-        Effect.andThen(Effect.fail(error))
+      yield* Effect.logError("Instance lock lost").pipe(
+        Effect.annotateLogs({ resource: store.resource, reason: error.reason })
       )
-    })
+      yield* health.report(healthKey, { status: "fail", observedValue: "lost", output: error.message })
+      return yield* error
+    }))
   const unproven = () =>
     new LeaseLost({
       resource: store.resource,
