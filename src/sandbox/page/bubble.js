@@ -3,7 +3,7 @@
  */
 import { FormattedText } from "./entities.js"
 import { html, memo } from "./html.js"
-import { instant, timeOf, useNow } from "./time.js"
+import { millisOf, timeOf, useNow } from "./time.js"
 import { press, say } from "./world.js"
 
 /** Telegram clients give up on a press the bot does not answer; long before, a person thinks the button is broken. */
@@ -75,13 +75,21 @@ const snippetOf = (message) => message === undefined ? "A message" : message.tex
 
 export const Bubble = memo(
   ({ chatId, isFirst, isMine, message, onCommand, onShow, presses, replied }) => {
-    const { deleted, edit_date: edited, file, from, message_id: id, reply_markup: markup } = message
+    const {
+      deleted,
+      edit_date: edited,
+      file,
+      from,
+      forwarded_from: forwarded,
+      message_id: id,
+      reactions = [],
+      reply_markup: markup
+    } = message
     const text = message.text ?? message.caption
+    const sentAt = millisOf(message.date)
     const className = ["bubble", isMine ? "is-mine" : "is-theirs", isFirst && "is-first", deleted && "is-deleted"]
       .filter(Boolean).join(" ")
-    return html`<article class=${className} id=${`message-${id}`} aria-label=${`${from.first_name}, ${
-      timeOf(message.date)
-    }`}>
+    return html`<article class=${className} id=${`message-${id}`} aria-label=${`${from.first_name}, ${timeOf(sentAt)}`}>
       <div class="body">
         ${
       isFirst && !isMine &&
@@ -95,6 +103,7 @@ export const Bubble = memo(
             <span class="snippet">${snippetOf(replied).slice(0, 120)}</span>
           </button>`
     }
+        ${forwarded !== undefined && html`<p class="note">Forwarded from ${forwarded.first_name}</p>`}
         ${file !== undefined && html`<${File} file=${file} />`}
         ${
       text !== undefined &&
@@ -106,9 +115,10 @@ export const Bubble = memo(
       text === undefined && file === undefined && html`<p class="note">A kind of message this page does not draw.</p>`
     }
         <p class="marks">
+          ${reactions.length > 0 && html`<span>${reactions.map(({ emoji }) => emoji ?? "reaction").join(" ")}</span>`}
           ${deleted && html`<span>deleted</span>`}
-          ${edited !== undefined && html`<span title=${`Edited ${timeOf(edited)}`}>edited</span>`}
-          <time datetime=${new Date(instant(message.date)).toISOString()}>${timeOf(message.date)}</time>
+          ${edited !== undefined && html`<span title=${`Edited ${timeOf(millisOf(edited))}`}>edited</span>`}
+          <time datetime=${new Date(sentAt).toISOString()}>${timeOf(sentAt)}</time>
         </p>
       </div>
       ${

@@ -1,7 +1,7 @@
 /**
  * The left column: who writes, which chats there are, and a new one.
  */
-import { useRef, useState } from "preact/hooks"
+import { useEffect, useRef, useState } from "preact/hooks"
 import { html } from "./html.js"
 import { timeOf } from "./time.js"
 import { actAs, firstChatId, nameOf, newChat, openChat, rename } from "./world.js"
@@ -18,18 +18,28 @@ export const Initial = ({ id, title }) =>
 export const listed = ({ chats, openId }) => {
   const missing = [...new Set([firstChatId, openId])].filter((id) => !chats.some((chat) => chat.id === id))
   return [
-    ...chats.toSorted((a, b) => (b.last_message_at ?? Infinity) - (a.last_message_at ?? Infinity)),
+    ...chats.toSorted((a, b) => (b.last_message_at ?? Infinity) - (a.last_message_at ?? Infinity)).map((chat) =>
+      chat.type === "private" ? Object.assign({}, chat, { title: nameOf(chat.id) }) : chat
+    ),
     ...missing.map((id) => ({
       id,
       type: id > 0 ? "private" : "group",
-      title: id > 0 ? nameOf(id) : `Group ${-id}`,
+      title: id > 0 ? nameOf(id) : `Group ${id}`,
       last_message_at: undefined,
       messages: 0
     }))
   ]
 }
 
+/** The field that a form begins with; `select` where there is a text to replace. */
+const useFirstField = (begin) => {
+  const field = useRef()
+  useEffect(() => begin(field.current), [])
+  return field
+}
+
 const NewChat = ({ onDone }) => {
+  const field = useFirstField((input) => input.focus())
   const [type, setType] = useState("private")
   const [name, setName] = useState("")
   const create = (event) => {
@@ -48,8 +58,7 @@ const NewChat = ({ onDone }) => {
     ${
     type === "private"
       ? html`<label class="field">Name of the person
-          <input ref=${(input) => input?.focus()} value=${name} maxlength="64" onInput=${(event) =>
-        setName(event.target.value)} />
+          <input ref=${field} value=${name} maxlength="64" onInput=${(event) => setName(event.target.value)} />
         </label>`
       : html`<p class="note">Everybody you write as can write in it.</p>`
   }
@@ -60,27 +69,28 @@ const NewChat = ({ onDone }) => {
   </form>`
 }
 
-const ActingAs = ({ people, actingId }) => {
-  const input = useRef()
-  const [isRenaming, setRenaming] = useState(false)
+const Rename = ({ id, onDone }) => {
+  const field = useFirstField((input) => input.select())
+  const [name, setName] = useState(nameOf(id))
   const save = (event) => {
     event.preventDefault()
-    const name = input.current.value.trim()
-    if (name !== "") rename(actingId, name)
-    setRenaming(false)
+    if (name.trim() !== "") rename(id, name.trim())
+    onDone()
   }
+  return html`<form class="row" onSubmit=${save}>
+    <label class="field">Name
+      <input ref=${field} value=${name} maxlength="64" onInput=${(event) => setName(event.target.value)} />
+    </label>
+    <button type="submit" class="button">Save</button>
+  </form>`
+}
+
+const ActingAs = ({ people, actingId }) => {
+  const [isRenaming, setRenaming] = useState(false)
   return html`<div class="acting">
     ${
     isRenaming
-      ? html`<form class="row" onSubmit=${save}>
-          <label class="field">Name
-            <input ref=${(element) => {
-        if (element && element !== input.current) element.select()
-        input.current = element
-      }} defaultValue=${nameOf(actingId)} maxlength="64" />
-          </label>
-          <button type="submit" class="button">Save</button>
-        </form>`
+      ? html`<${Rename} id=${actingId} onDone=${() => setRenaming(false)} />`
       : html`<div class="row">
           <label class="field">Writing as
             <select value=${actingId} onChange=${(event) => actAs(Number(event.target.value))}>
@@ -120,7 +130,7 @@ export const Chats = ({ world, onOpen }) => {
         open(id)}>
             <${Initial} id=${id} title=${title} />
             <span class="chat-name">${title}</span>
-            <span class="chat-time">${timeOf(last)}</span>
+            <span class="chat-time">${last ? timeOf(last) : ""}</span>
             <span class="chat-kind">${kinds[type] ?? type}, ${
         messages === 0 ? "empty" : messages === 1 ? "1 message" : `${messages} messages`
       }</span>

@@ -1,6 +1,6 @@
 /**
  * Where a person writes: a text field that grows, the bot's commands while a text begins with "/", and the bot's own
- * keyboard. A class, because the conversation puts the focus and texts into it.
+ * keyboard. A class, because the conversation puts the focus and texts into it, by the `handle` it gives.
  */
 import { Component, createRef } from "preact"
 import { keepFocus } from "./bubble.js"
@@ -11,16 +11,22 @@ const suggestionsMax = 8
 const textMax = 4096
 
 /** What the bot told Telegram with setMyCommands, most recently. */
-const commandsOf = (calls) =>
-  calls.findLast(({ method, ok }) => ok && method.toLowerCase() === "setmycommands")?.params?.commands ?? []
+const commandsOf = (calls) => {
+  const commands = calls.findLast(({ method, ok }) => ok && method.toLowerCase() === "setmycommands")?.params.commands
+  return Array.isArray(commands) ? commands : []
+}
 
 export class Composer extends Component {
   state = { text: "", chosen: 0, isClosed: false }
   field = createRef()
 
+  componentDidMount() {
+    this.props.handle.current = this
+  }
+
   focus() {
     // On a touch screen the focus would open the keyboard over the chat that was just chosen.
-    if (matchMedia("(hover: hover)").matches) this.field.current?.focus()
+    if (!matchMedia("(pointer: coarse)").matches) this.field.current?.focus()
   }
 
   fill(text) {
@@ -36,10 +42,9 @@ export class Composer extends Component {
   suggestions() {
     const { isClosed, text } = this.state
     if (isClosed || !/^\/\w*$/.test(text)) return []
-    const commands = commandsOf(this.props.calls)
-    return Array.isArray(commands)
-      ? commands.filter(({ command }) => `/${command}`.startsWith(text.toLowerCase())).slice(0, suggestionsMax)
-      : []
+    return commandsOf(this.props.calls)
+      .filter(({ command }) => `/${command}`.startsWith(text.toLowerCase()))
+      .slice(0, suggestionsMax)
   }
 
   async send(text = this.state.text) {

@@ -9,13 +9,13 @@ import { Bubble } from "./bubble.js"
 import { Initial, listed } from "./chats.js"
 import { Composer } from "./composer.js"
 import { html } from "./html.js"
-import { dayOf, instant, useNow } from "./time.js"
+import { dayOf, millisOf, useNow } from "./time.js"
 import { send } from "./world.js"
 
 const pageSize = 150
 const none = {}
 
-const dayNumber = (message) => Math.floor(instant(message.date) / 86_400_000)
+const dayKey = (message) => new Date(millisOf(message.date)).toDateString()
 
 const Typing = ({ until, name }) =>
   useNow() < until ? html`<p class="typing"><span class="dots" aria-hidden="true"></span>${name} is typing</p>` : null
@@ -125,11 +125,11 @@ export const Conversation = ({ world, botName }) => {
       ${
     shown.map((message, at) => {
       const before = shown[at - 1]
-      const isNewDay = before === undefined || dayNumber(before) !== dayNumber(message)
+      const isNewDay = before === undefined || dayKey(before) !== dayKey(message)
       const { reply_to_message_id: repliedId } = message
       const hasPress = Object.keys(presses).some((key) => key.startsWith(`${openId}/${message.message_id}/`))
       return [
-        isNewDay && html`<p class="day" key=${`day-${message.message_id}`}>${dayOf(message.date)}</p>`,
+        isNewDay && html`<p class="day" key=${`day-${message.message_id}`}>${dayOf(millisOf(message.date))}</p>`,
         html`<${Bubble}
           key=${`${openId}-${message.message_id}`}
           chatId=${openId}
@@ -147,7 +147,7 @@ export const Conversation = ({ world, botName }) => {
       ${typing[openId] !== undefined && html`<${Typing} until=${typing[openId]} name=${botName} />`}
     </div>
     ${isBehind && html`<button type="button" class="button jump" onClick=${toEnd}>New messages</button>`}
-    <${Composer} ref=${composer} calls=${calls} chatId=${openId} keyboard=${keyboard} onKey=${onKey} onSend=${onSend} isEmpty=${
+    <${Composer} handle=${composer} calls=${calls} chatId=${openId} keyboard=${keyboard} onKey=${onKey} onSend=${onSend} isEmpty=${
     messages.length === 0
   } isLost=${world.link === "lost"} />
   `

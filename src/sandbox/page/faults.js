@@ -25,8 +25,6 @@ const kinds = [
 
 const timesMax = 1000
 
-const remainingOf = (fault) => fault.remaining ?? fault.times
-
 export const Faults = ({ world }) => {
   const [times, setTimes] = useState(1)
   const [method, setMethod] = useState("")
@@ -61,7 +59,7 @@ export const Faults = ({ world }) => {
     <ul class="faults">
       ${
     kinds.map((fault) => {
-      const active = faults.find((other) => other.kind === fault.kind && remainingOf(other) > 0)
+      const active = faults.find((other) => other.kind === fault.kind)
       const isOn = active !== undefined
       return html`<li key=${fault.kind}>
           <button
@@ -77,8 +75,8 @@ export const Faults = ({ world }) => {
             <p id=${`fault-${fault.kind}`}>${fault.name}</p>
             <p class="note" id=${`about-${fault.kind}`}>${
         isOn
-          ? `On for the next ${remainingOf(active)} ${active.method ?? "call"}${
-            remainingOf(active) === 1 || active.method ? "" : "s"
+          ? `On for the next ${active.times} ${active.method ?? "call"}${
+            active.times === 1 || active.method ? "" : "s"
           }.`
           : fault.text
       }</p>

@@ -17,7 +17,7 @@ export const Inspector = ({ world }) => {
     (id) => setOpenIds((ids) => ids.has(id) ? ids.difference(new Set([id])) : new Set([...ids, id])),
     []
   )
-  const on = world.faults.filter((fault) => (fault.remaining ?? fault.times) > 0).length
+  const on = world.faults.length
   return html`
     <header class="bar">
       <h2 class="unseen">Inspector</h2>

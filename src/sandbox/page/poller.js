@@ -12,6 +12,8 @@ const windowMillis = 120_000
 const breathMillis = 3000
 const conflictMillis = 8000
 const lanesMax = 4
+/** How the server names the poller that it plays itself. */
+const stranger = "foreign poller"
 
 const isPoll = (call) => call.method.toLowerCase() === "getupdates"
 export const isConflict = (call) => isPoll(call) && call.status === 409
@@ -20,10 +22,10 @@ const endOf = (call) => call.at + call.duration_ms
 
 /** What the pill and the poller's panel say: one state with its words. */
 export const stateOf = ({ bots, calls, link }, now) => {
-  if (link === "connecting") return { name: "idle", text: "Connecting" }
-  if (link === "lost") return { name: "lost", text: "Sandbox is gone" }
   // A bot without any trace of polling (one only seen by getMe, or a stopped one) does not hide one that polls.
   const bot = bots.toSorted((a, b) => (b.last_poll_at ?? 0) - (a.last_poll_at ?? 0))[0]
+  if (link === "connecting") return { name: "idle", text: "Connecting", bot }
+  if (link === "lost") return { name: "lost", text: "Sandbox is gone", bot }
   if (bot === undefined) return { name: "idle", text: "No bot has called yet" }
   const who = `@${bot.username}`
   const last = calls.findLast((call) => isConflict(call) && call.bot === bot.id)
@@ -117,9 +119,10 @@ const Outcome = ({ bot, calls, since }) => {
   const refused = calls.find((call) => isConflict(call) && call.bot === bot.id && endOf(call) >= since)
   if (refused === undefined) return html`<p class="note">The second poller asks …</p>`
   const at = endOf(refused)
-  const back = bot.waiting !== null && bot.waiting.client === refused.client && bot.waiting.since > at
-    ? bot.waiting.since
-    : calls.find((call) => isPoll(call) && call.bot === bot.id && call.client === refused.client && call.at > at)?.at
+  // The bot may come back by another connection: everybody who is not the one played here is the bot.
+  const isBack = (client, begun) => !client.startsWith(stranger) && begun >= at
+  const back = calls.find((call) => isPoll(call) && call.bot === bot.id && isBack(call.client, call.at))?.at ??
+    (bot.waiting !== null && isBack(bot.waiting.client, bot.waiting.since) ? bot.waiting.since : undefined)
   return html`<ol class="outcome">
     <li><time>${secondOf(since)}</time> A second poller called getUpdates.</li>
     <li><time>${secondOf(at)}</time> ${refused.client} got 409 Conflict.</li>

@@ -1,14 +1,10 @@
 /**
- * Points in time as the server states them, as milliseconds and as words.
+ * Points in time as words. All are milliseconds since 1970; only a message's own dates are Telegram's seconds.
  */
 import { useEffect, useState } from "preact/hooks"
 
-/** Milliseconds since 1970 of an ISO text, of Telegram's seconds or of milliseconds. Nothing stays undefined. */
-export const instant = (value) => {
-  if (value === undefined || value === null) return undefined
-  if (typeof value === "string") return Date.parse(value)
-  return value < 1e11 ? value * 1000 : value
-}
+/** The milliseconds of a message's `date` or `edit_date`. */
+export const millisOf = (seconds) => seconds * 1000
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" })
 const clockSeconds = new Intl.DateTimeFormat(undefined, {
@@ -19,9 +15,9 @@ const clockSeconds = new Intl.DateTimeFormat(undefined, {
 })
 const day = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" })
 
-export const timeOf = (value) => value === undefined || value === null ? "" : clock.format(instant(value))
-export const secondOf = (value) => value === undefined || value === null ? "" : clockSeconds.format(instant(value))
-export const dayOf = (value) => day.format(instant(value))
+export const timeOf = (millis) => clock.format(millis)
+export const secondOf = (millis) => clockSeconds.format(millis)
+export const dayOf = (millis) => day.format(millis)
 
 export const lengthOf = (millis) =>
   millis < 1000

@@ -5,7 +5,7 @@
  * events that came meanwhile are applied on top; each of them may be applied twice without harm.
  */
 import { useEffect, useState } from "preact/hooks"
-import { instant } from "./time.js"
+import { millisOf } from "./time.js"
 
 const callsMax = 500
 const retryMillis = 1500
@@ -105,37 +105,33 @@ const put = (chatId, message) => {
   change({ messages: { ...state.messages, [chatId]: next } })
 }
 
-const putChat = (chatId, message) => {
-  const known = state.chats.find((chat) => chat.id === chatId)
-  const isPrivate = chatId > 0
-  const chat = {
-    id: chatId,
-    type: message.chat?.type ?? known?.type ?? (isPrivate ? "private" : "group"),
-    title: known?.title ?? message.chat?.title ?? message.chat?.first_name ??
-      (isPrivate ? nameOf(chatId) : `Group ${-chatId}`),
-    last_message_at: message.date,
-    messages: (known?.messages ?? 0) + 1
-  }
-  change({ chats: [chat, ...state.chats.filter((other) => other.id !== chatId)] })
-  if (!message.from?.is_bot) meet(message.from?.id, message.from?.first_name)
+const putChat = (chat, message) => {
+  const known = state.chats.find(({ id }) => id === chat.id)
+  const summary = { ...chat, last_message_at: millisOf(message.date), messages: (known?.messages ?? 0) + 1 }
+  change({ chats: [summary, ...state.chats.filter(({ id }) => id !== chat.id)] })
 }
 
 export const nameOf = (id) => state.people.find((person) => person.id === id)?.name ?? `User ${id}`
 
+/** Remembers a person by the name they wrote under last. */
 const meet = (id, name) => {
-  if (!(id > 0) || name === undefined) return
   const others = state.people.filter((person) => person.id !== id)
   if (others.length === state.people.length || nameOf(id) !== name) {
     change({ people: [...others, { id, name }].toSorted((a, b) => a.id - b.id) })
   }
 }
 
-const onMessage = ({ chat_id: chatId, message }) => {
+const meetSender = ({ from }) => {
+  if (!from.is_bot) meet(from.id, from.first_name)
+}
+
+const onMessage = ({ chat, chat_id: chatId, message }) => {
   const isNew = !messagesOf(chatId).some((known) => known.message_id === message.message_id)
   put(chatId, message)
+  meetSender(message)
   if (!isNew) return
-  putChat(chatId, message)
-  if (message.from?.is_bot) {
+  putChat(chat, message)
+  if (message.from.is_bot) {
     change({ typing: { ...state.typing, [chatId]: undefined } })
     if (chatId !== state.openId) {
       change({ unread: { ...state.unread, [chatId]: (state.unread[chatId] ?? 0) + 1 } })
@@ -143,11 +139,7 @@ const onMessage = ({ chat_id: chatId, message }) => {
   }
 }
 
-const onDeleted = ({ chat_id: chatId, message_id: messageId, message }) => {
-  const id = messageId ?? message?.message_id
-  const known = messagesOf(chatId).find((other) => other.message_id === id)
-  if (known !== undefined) put(chatId, { ...known, deleted: true })
-}
+const onChanged = ({ chat_id: chatId, message }) => put(chatId, message)
 
 const answerPress = (call) => {
   const waiting = Object.entries(state.presses)
@@ -164,29 +156,32 @@ const onCall = (call) => {
   const isNew = !state.calls.some((known) => known.id === call.id)
   const others = isNew ? state.calls : state.calls.filter((known) => known.id !== call.id)
   change({ calls: [...others, call].slice(-callsMax) })
-  if (!isNew || call.ok === false) return
+  if (!isNew) return
+  // A call may have used up a fault.
+  if (state.faults.length > 0) void readFaults().catch(lose)
+  if (!call.ok) return
   const chatId = Number(call.params?.chat_id)
   if (call.method === "sendChatAction") {
-    change({ typing: { ...state.typing, [chatId]: instant(call.at) + 5000 } })
+    change({ typing: { ...state.typing, [chatId]: call.at + 5000 } })
   }
   if (call.method === "answerCallbackQuery") answerPress(call)
 }
 
-const onPoller = (data) => {
-  if (Array.isArray(data.bots)) return change({ bots: data.bots })
-  const isKnown = state.bots.some((bot) => bot.id === data.id)
-  change({ bots: isKnown ? state.bots.map((bot) => bot.id === data.id ? data : bot) : [...state.bots, data] })
+const onPoller = (bot) => {
+  const isKnown = state.bots.some(({ id }) => id === bot.id)
+  change({ bots: isKnown ? state.bots.map((known) => known.id === bot.id ? bot : known) : [...state.bots, bot] })
 }
 
 const onReset = () => {
+  history.replaceState(null, "", location.pathname)
   change({ ...world, link: state.link, people: state.people, openId: firstChatId })
   void readAll()
 }
 
 const handlers = {
   message: onMessage,
-  edited: ({ chat_id: chatId, message }) => put(chatId, message),
-  deleted: onDeleted,
+  edited: onChanged,
+  deleted: onChanged,
   call: onCall,
   poller: onPoller,
   reset: onReset
@@ -202,6 +197,7 @@ let retryTimer
 const readChat = async (chatId) => {
   const isKnown = state.chats.some(({ id, messages }) => id === chatId && messages > 0)
   const { messages } = isKnown ? await ask(`chats/${chatId}`) : { messages: [] }
+  for (const message of messages) meetSender(message)
   change({ messages: { ...state.messages, [chatId]: messages } })
 }
 
@@ -218,7 +214,9 @@ const readAll = async () => {
       ask("pollers"),
       readFaults()
     ])
-    for (const chat of chats) if (chat.type === "private") meet(chat.id, chat.title)
+    for (const { id, title, type } of chats) {
+      if (type === "private" && !state.people.some((person) => person.id === id)) meet(id, title)
+    }
     // Chats that are not open are read again when they are opened.
     change({ chats, calls: calls.slice(-callsMax), bots, messages: {} })
     await readChat(state.openId)
@@ -274,7 +272,7 @@ export const newChat = (type, name) => {
   const ids = [...state.chats.map((chat) => chat.id), ...state.people.map((person) => person.id)]
   const id = type === "private" ? Math.max(0, ...ids) + 1 : Math.min(0, ...ids) - 1
   if (type === "private") meet(id, name)
-  const chat = { id, type, title: type === "private" ? name : `Group ${-id}`, last_message_at: undefined, messages: 0 }
+  const chat = { id, type, title: type === "private" ? name : `Group ${id}`, last_message_at: undefined, messages: 0 }
   change({ chats: [chat, ...state.chats], messages: { ...state.messages, [id]: [] } })
   openChat(id)
 }
