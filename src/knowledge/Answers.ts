@@ -45,7 +45,7 @@ export interface Unknown {
 export type Answer = Found | Unknown
 
 export interface AnswersOptions {
-  /** The share of the question's words, by rareness, that the best passage must hold. Default 0.45. */
+  /** The share of the question's words, by rareness, that the best passage must hold. Default 0.48. */
   readonly coverageMin?: number | undefined
   /** How long the language model may take before the answer is quoted instead. Default 30 s. */
   readonly modelTimeout?: Duration.Input | undefined
@@ -71,7 +71,7 @@ const modelCoverageMin = 0.25
 const make = Effect.fnUntraced(function*(options: AnswersOptions) {
   const index = yield* RagIndex
   const model = yield* Effect.serviceOption(LanguageModel.LanguageModel)
-  const coverageMin = options.coverageMin ?? 0.45
+  const coverageMin = options.coverageMin ?? 0.48
 
   const cite = (passages: ReadonlyArray<Passage>, ids: ReadonlyArray<number>): ReadonlyArray<Citation> =>
     ids.flatMap((id) => {
@@ -136,14 +136,17 @@ const make = Effect.fnUntraced(function*(options: AnswersOptions) {
   return Answers.of({ ask })
 })
 
-/** Which share of the question the passage speaks of, its words weighed by rareness. */
+/** What an everyday word of a question weighs against one that tells its subject. */
+const stopWordWeight = 0.15
+
+/** Which share of the question the passage speaks of, its words weighed by rareness, corrected ones by likeness. */
 const coverageOf = (terms: ReadonlyArray<QueryTerm>, tokens: ReadonlySet<string>): number => {
-  const telling = terms.filter(({ word }) => !isStopWord(word))
   let all = 0
   let covered = 0
-  for (const { idf, token } of telling.length > 0 ? telling : terms) {
-    all += idf
-    if (tokens.has(token)) covered += idf
+  for (const { idf, likeness, token, word } of terms) {
+    const weight = isStopWord(word) ? idf * stopWordWeight : idf
+    all += weight
+    if (tokens.has(token)) covered += weight * likeness
   }
   return all === 0 ? 0 : covered / all
 }

@@ -9,7 +9,7 @@ import { SqlClient } from "effect/sql"
 import * as Sqlite from "../storage/Sqlite.ts"
 import { type Chunk, chunkingVersion } from "./Chunking.ts"
 import { htmlVersion } from "./Html.ts"
-import { defaultLanguages, type Languages, makeTokenizer, type Tokenizer } from "./Tokens.ts"
+import { defaultLanguages, type Languages, makeTokenizer, type Token, type Tokenizer } from "./Tokens.ts"
 import { makeVocabulary } from "./Vocabulary.ts"
 
 /** `knowledge.db` cannot be read or written. The knowledge folder itself is untouched. */
@@ -71,6 +71,10 @@ export interface QueryTerm {
   readonly idf: number
   /** In how many passages it stands. 0: neither it nor anything like it is known. */
   readonly frequency: number
+  /** How like the word that was asked it is: 1 unless it is a correction. */
+  readonly likeness: number
+  /** How often the question says it. */
+  readonly count: number
 }
 
 export class RagIndex extends Context.Service<RagIndex, {
@@ -107,6 +111,7 @@ export class RagIndex extends Context.Service<RagIndex, {
 
 const questionLengthMax = 2_000
 const queryTermsMax = 64
+const repeatsMax = 4
 /** Rows of one INSERT, and chunks between two pauses for other fibers. */
 const rowsPerStatement = 32
 
@@ -252,18 +257,29 @@ const make = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, tokenizer: To
   })
 
   const weigh = Effect.fnUntraced(function*(question: string) {
-    const asked = new Map(tokenizer.words(question.slice(0, questionLengthMax)).map((found) => [found.token, found]))
-    const terms = [...asked.values()].slice(0, queryTermsMax)
-    const count = yield* countPassages
-    const known = yield* frequencies(terms.map(({ token }) => token))
-    const idf = (frequency: number) => Math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
+    const asked = new Map<string, { token: Token; count: number }>()
+    for (const token of tokenizer.words(question.slice(0, questionLengthMax))) {
+      const before = asked.get(token.token)
+      if (before !== undefined) before.count++
+      else if (asked.size < queryTermsMax) asked.set(token.token, { token, count: 1 })
+    }
+    const passages = yield* countPassages
+    const known = yield* frequencies([...asked.keys()])
+    const idf = (frequency: number) => Math.log(1 + (passages - frequency + 0.5) / (frequency + 0.5))
     const weighed: Array<QueryTerm> = []
-    for (const { isWord, token, word } of terms) {
+    for (const { count, token: { isWord, token, word } } of asked.values()) {
       const frequency = known.get(token) ?? 0
-      const correction = frequency === 0 && isWord && count > 0 ? yield* correct(token) : undefined
-      const corrected = correction ?? { token, frequency }
-      if (correction !== undefined && weighed.some((term) => term.token === correction.token)) continue
-      weighed.push({ token: corrected.token, word, idf: idf(corrected.frequency), frequency: corrected.frequency })
+      const correction = frequency === 0 && isWord && passages > 0 ? yield* correct(token) : undefined
+      if (correction !== undefined && asked.has(correction.token)) continue
+      weighed.push({
+        token,
+        word,
+        count,
+        likeness: 1,
+        idf: idf(frequency),
+        frequency,
+        ...(correction === undefined ? {} : { ...correction, idf: idf(correction.frequency) })
+      })
     }
     return weighed
   })
@@ -274,7 +290,9 @@ const make = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, tokenizer: To
     const candidates = vocabulary.closest(token)
     const inUse = yield* frequencies(candidates.map(({ word }) => word))
     const best = candidates.find(({ word }) => inUse.has(word))
-    return best === undefined ? undefined : { token: best.word, frequency: inUse.get(best.word) ?? 0 }
+    return best === undefined
+      ? undefined
+      : { token: best.word, likeness: best.likeness, frequency: inUse.get(best.word) ?? 0 }
   })
 
   const search = Effect.fnUntraced(function*(question: string, { limit }: { readonly limit: number }) {
@@ -283,9 +301,10 @@ const make = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, tokenizer: To
     if (terms.length === 0) return []
     // FTS5 gives a token of more than half of the passages no weight, but reads its whole list: leave those out.
     const rare = terms.filter(({ frequency }) => frequency * 2 <= count)
-    const match = (rare.length > 0 ? rare : terms).map(({ token }) => `"${token.replaceAll("\"", "\"\"")}"`).join(
-      " OR "
-    )
+    // A word that the question repeats is what it is about: it counts as often as it is said.
+    const match = (rare.length > 0 ? rare : terms).flatMap(({ count, token }) =>
+      Array.from({ length: Math.min(count, repeatsMax) }, () => `"${token.replaceAll("\"", "\"\"")}"`)
+    ).join(" OR ")
     const rows = yield* sql<ChunkRow>`
       SELECT chunk.id, file, heading, first_line, last_line, text, -found.score AS score
       FROM (

@@ -155,7 +155,8 @@ const makeHints = Effect.fnUntraced(function*(hints: Queue.Queue<void>) {
   const failed = new Set<string>()
 
   const observe = (key: string, path: string) =>
-    fs.watch(path).pipe(
+    // What changed between the scan and the first moment of the watcher is found by one more scan.
+    fs.watch(path, { onReady: () => Queue.offerUnsafe(hints, undefined) }).pipe(
       Stream.filter(({ path }) => isDocument(path) || !path.includes(".")),
       Stream.runForEach(() => Queue.offer(hints, undefined)),
       Effect.catchCause((cause) => {
