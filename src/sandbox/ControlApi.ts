@@ -6,7 +6,6 @@
  * `deleted` is `{chat_id, chat, message}`, of `call` a call, of `poller` one bot of `/sandbox/pollers`.
  */
 import { ByteSize, Effect, Schema, Stream } from "effect"
-import { Sse } from "effect/encoding"
 import { HttpIncomingMessage, HttpServerRequest, HttpServerResponse } from "effect/http"
 import * as Arguments from "./Arguments.ts"
 import type { BotApiSandbox } from "./BotApiSandbox.ts"
@@ -183,9 +182,8 @@ const events = (
   const last = Number(headers["last-event-id"] ?? Number.NaN)
   const followed = Number.isSafeInteger(last) && last >= 0 ? sandbox.eventsAfter(last) : sandbox.events
   const lines = followed.pipe(
-    Stream.map(({ data, event, id }) =>
-      Sse.encoder.write({ _tag: "Event", event, id: String(id), data: JSON.stringify(data) })
-    ),
+    // Written by hand: Effect's encoder leaves the name of the event out when it is "message".
+    Stream.map(({ data, event, id }) => `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`),
     Stream.interruptWhen(stopping)
   )
   // The first line makes the headers leave at once, so that the reader knows that it is connected.

@@ -96,7 +96,8 @@ const make = Effect.fnUntraced(function*(wanted: number) {
     gracefulShutdownTimeout
   }).pipe(Effect.mapError(({ cause }) => new SandboxPortTaken({ port: wanted, cause })))
   yield* Effect.addFinalizer(() => bounded("sandbox connections")(Effect.sync(() => node.closeAllConnections())))
-  yield* server.serve(answer).pipe(
+  // A raw handler runs uninterruptibly: a call that never ends would outlive its client and keep the server open.
+  yield* server.serve(Effect.interruptible(answer)).pipe(
     // A span per request would carry the URL, and the URL of the Bot API holds a token.
     Effect.provideService(HttpMiddleware.TracerDisabledWhen, () => true)
   )
