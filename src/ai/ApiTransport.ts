@@ -4,7 +4,20 @@
  * has seen a first token, nor when the endpoint said no; nothing outlives its caller or the client; and neither an
  * error, a log line nor a span holds the key.
  */
-import { Cause, Clock, Deferred, Duration, Effect, Option, Pull, Result, Schedule, Schema, Stream } from "effect"
+import {
+  Cause,
+  Clock,
+  Deferred,
+  Duration,
+  Effect,
+  Option,
+  Pull,
+  Redacted,
+  Result,
+  Schedule,
+  Schema,
+  Stream
+} from "effect"
 import { HttpClient, type HttpClientError, HttpClientRequest, type HttpClientResponse } from "effect/http"
 import {
   ApiError,
@@ -142,7 +155,7 @@ export const make = (options: {
         Effect.mapError(reasonOf)
       )
       yield* Effect.annotateCurrentSpan("http.response.status_code", response.status)
-      if (response.status >= 200 && response.status < 300) return response
+      if (response.status >= 200 && response.status < 300) return Redacted.make(response)
       const text = yield* readText(response, errorSizeMaxBytes).pipe(Effect.orElseSucceed(() => ""))
       const now = yield* Clock.currentTimeMillis
       return yield* Effect.fail(
@@ -158,7 +171,8 @@ export const make = (options: {
           "url.path": call.path,
           "soloist.operation": call.operation
         }
-      })
+        // A span ends with the value of its effect, and the response refers to the request with its headers.
+      }).pipe(Effect.map(Redacted.value))
   )
 
   const logFailure = (error: ApiError) =>
