@@ -20,6 +20,11 @@ export const isConflict = (call) => isPoll(call) && call.status === 409
 
 const endOf = (call) => call.at + call.duration_ms
 
+/** Whether the bot itself has waited again for a moment since it was sent away. */
+const hasRecovered = ({ waiting }, conflictAt, now) =>
+  waiting !== null && !waiting.client.startsWith(stranger) && waiting.since >= conflictAt &&
+  now - waiting.since > breathMillis
+
 /** What the pill and the poller's panel say: one state with its words. */
 export const stateOf = ({ bots, calls, link }, now) => {
   // A bot without any trace of polling (one only seen by getMe, or a stopped one) does not hide one that polls.
@@ -29,7 +34,8 @@ export const stateOf = ({ bots, calls, link }, now) => {
   if (bot === undefined) return { name: "idle", text: "No bot has called yet" }
   const who = `@${bot.username}`
   const last = calls.findLast((call) => isConflict(call) && call.bot === bot.id)
-  if (last !== undefined && now - endOf(last) < conflictMillis) {
+  const isOver = last === undefined || now - endOf(last) > conflictMillis || hasRecovered(bot, endOf(last), now)
+  if (!isOver) {
     return { name: "conflict", who, text: "conflict", bot }
   }
   if (bot.webhook_url) return { name: "conflict", who, text: "webhook set", bot }

@@ -73,7 +73,7 @@ const ask = async (path, body, method = body === undefined ? "GET" : "POST") => 
   })
   const answer = await response.json().catch(() => ({}))
   if (!response.ok || answer.ok === false) {
-    throw new Error(answer.description ?? answer.message ?? `The sandbox answered ${response.status}.`)
+    throw new Error(answer.error ?? `The sandbox answered ${response.status}.`)
   }
   return answer
 }
@@ -141,15 +141,15 @@ const onMessage = ({ chat, chat_id: chatId, message }) => {
 
 const onChanged = ({ chat_id: chatId, message }) => put(chatId, message)
 
-const answerPress = (call) => {
+// The journal shows an id of digits as a number. An answer may come before the id that the server gave to the press.
+const answerPress = ({ params }) => {
   const waiting = Object.entries(state.presses)
-  const [key] = waiting.find(([, press]) => press.id !== undefined && press.id === call.params?.callback_query_id) ??
+  const [key] = waiting.find(([, press]) => press.id === String(params.callback_query_id)) ??
     waiting.find(([, press]) => press.id === undefined) ?? []
-  if (key !== undefined) {
-    const { [key]: _answered, ...presses } = state.presses
-    change({ presses })
-  }
-  if (call.params?.text) say(call.params.text)
+  if (key === undefined) return
+  const { [key]: _answered, ...presses } = state.presses
+  change({ presses })
+  if (params.text !== undefined) say(String(params.text))
 }
 
 const onCall = (call) => {
@@ -160,7 +160,7 @@ const onCall = (call) => {
   // A call may have used up a fault.
   if (state.faults.length > 0) void readFaults().catch(lose)
   if (!call.ok) return
-  const chatId = Number(call.params?.chat_id)
+  const chatId = Number(call.params.chat_id)
   if (call.method === "sendChatAction") {
     change({ typing: { ...state.typing, [chatId]: call.at + 5000 } })
   }
@@ -302,7 +302,7 @@ export const press = async (messageId, data) => {
   if (answer === undefined) {
     const { [key]: _failed, ...presses } = state.presses
     change({ presses })
-  } else if (answer.callback_query_id !== undefined && state.presses[key] !== undefined) {
+  } else if (state.presses[key] !== undefined) {
     change({ presses: { ...state.presses, [key]: { ...state.presses[key], id: answer.callback_query_id } } })
   }
 }
