@@ -62,7 +62,8 @@ export class BotSession extends Context.Service<BotSession, {
 
 /** What an update that is being handled carries to everything it calls. */
 export interface Handling {
-  readonly signal: AbortSignal
+  /** Aborted when the update is interrupted. Made when it is first asked for: most updates never need one. */
+  readonly signal: () => AbortSignal
   /** The context of the fiber that handles the update: logs, spans, clock, references. */
   readonly context: Context.Context<never>
   /** Effects that run as handlers of this update. */
@@ -129,35 +130,45 @@ const makeCall =
 const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => (update) =>
   Effect.contextWith((context: Context.Context<never>) =>
     Effect.suspend(() => {
-      const controller = new AbortController()
-      const current: Handling = { signal: controller.signal, context, fibers: new Set() }
+      let isCut = false
+      let controller: AbortController | undefined
+      const cut = () => {
+        isCut = true
+        controller?.abort()
+      }
+      const signal = () => {
+        controller ??= new AbortController()
+        if (isCut) controller.abort()
+        return controller.signal
+      }
+      const current: Handling = { signal, context, fibers: new Set() }
       return Effect.tryPromise({
         try: () => handling.run(current, () => bot.handleUpdate(update)),
         catch: (cause) => new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, redact(token)) })
-      }).pipe(Effect.onInterrupt(() => unwind(controller, current.fibers)))
+      }).pipe(Effect.onInterrupt(() => Effect.andThen(Effect.sync(cut), unwind(current.fibers))))
     })
   )
 
 // Middleware made of promises cannot be stopped: its calls are refused from here on. Effects are waited for, because
 // their finalizers belong to the update, but never for long.
-const unwind = (controller: AbortController, fibers: Handling["fibers"]) =>
-  Effect.suspend(() => {
-    controller.abort()
-    return fibers.size === 0 ? Effect.void : Fiber.interruptAll(fibers).pipe(
+const unwind = (fibers: Handling["fibers"]) =>
+  Effect.suspend(() =>
+    fibers.size === 0 ? Effect.void : Fiber.interruptAll(fibers).pipe(
       Effect.interruptible,
       Effect.timeoutOrElse({
         duration: unwindLimit,
         orElse: () => Effect.logWarning("A cancelled handler does not end; it is left behind")
       })
     )
-  })
+  )
 
 /** Gives every API call of an update's handlers the signal of the update, whether made through `ctx` or `bot.api`. */
 const cancelWithUpdate: Transformer = (next, method, payload, signal) => {
   const current = handling.getStore()
   if (current === undefined) return next(method, payload, signal)
-  const own = current.signal as unknown as ApiSignal
-  return next(method, payload, signal === undefined ? own : anyOf(signal, current.signal))
+  const own = current.signal()
+  // The same polyfill type as above.
+  return next(method, payload, signal === undefined ? own as unknown as ApiSignal : anyOf(signal, own))
 }
 
 const anyOf = (given: ApiSignal, own: AbortSignal): ApiSignal => {

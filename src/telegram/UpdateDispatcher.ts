@@ -7,13 +7,12 @@
  * offer -> lane of the chat -> ready queue -> one of `concurrency` workers -> handler -> inbox.finish
  * ```
  */
-import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Schema } from "effect"
+import { Clock, Context, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Schema, Scope } from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import * as Metrics from "../operations/Metrics.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
-import type { HandlerFailed } from "./BotSession.ts"
 import { kindOf, laneOf } from "./Lane.ts"
 import { type Lane, Lanes } from "./Lanes.ts"
 import { UpdateHandler } from "./UpdateHandler.ts"
@@ -93,6 +92,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const lanes = new Lanes<Update>((lane) => Queue.offerUnsafe(ready, lane))
   const room = yield* Latch.make(true)
   const idle = yield* Latch.make(true)
+  const scope = yield* Effect.scope
+  const slots = Array.from({ length: concurrency }, (): Slot => ({ fiber: undefined, running: undefined }))
   const cut: Array<Update> = []
   let unfinished = 0
   let finishedInDrain = 0
@@ -107,50 +108,82 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     else idle.closeUnsafe()
   }
 
-  const deadline = (update: Update) =>
-    Effect.sleep(handlerTimeout).pipe(
-      Effect.andThen(Effect.suspend(() => {
-        const overrun = new HandlerTimedOut({ updateId: update.update_id, limit: handlerTimeout })
-        return Effect.andThen(Effect.logError("Handler timed out", overrun), Effect.fail(overrun))
-      })),
-      Effect.annotateLogs({ update_id: update.update_id })
-    )
-
   const started = Metrics.labelled(Metrics.updates, ["type"])
   const took = Metrics.labelled(Metrics.updateDuration, ["type", "outcome"])
-  const measure = (update: Update, since: number, exit: Exit.Exit<void, HandlerFailed | HandlerTimedOut>) => {
+  const measure = (update: Update, since: number, outcome: Outcome) => {
     const seconds = (clock.currentTimeMillisUnsafe() - since) / 1000
-    took(kindOf(update), outcomeOf(exit)).updateUnsafe(seconds, metrics)
+    took(kindOf(update), outcome).updateUnsafe(seconds, metrics)
   }
 
-  /** Runs one update to its end. Fails only when the lease is lost; interruption leaves the update in the inbox. */
-  const run = Effect.fnUntraced(function*(update: Update) {
-    const since = clock.currentTimeMillisUnsafe()
-    const exit = yield* handler.handle(update).pipe(
-      Effect.withSpan("process telegram", { kind: "consumer", attributes: { update_id: update.update_id } }),
-      Effect.raceFirst(deadline(update)),
-      Effect.exit
-    )
-    measure(update, since, exit)
-    if (Exit.isFailure(exit) && outcomeOf(exit) === "failed") {
-      yield* Effect.logError("Handler failed", exit.cause).pipe(Effect.annotateLogs({ update_id: update.update_id }))
-    }
-    yield* inbox.finish(update.update_id)
-  })
-
-  const turn = Effect.fnUntraced(function*(lane: Lane<Update>) {
+  /** The worker's turn with one lane: at most one update. Fails only when the lease is lost. */
+  const turn = Effect.fnUntraced(function*(slot: Slot, lane: Lane<Update>) {
     yield* lock.ensureValid
     const update = lanes.next(lane)
     if (update === undefined) return lanes.giveBack(lane)
-    yield* Effect.onExit(run(update), (exit) =>
-      Effect.sync(() => {
-        if (Exit.isFailure(exit)) cut.push(update)
-        else if (isDraining) finishedInDrain++
-        changed(-1)
-        lanes.giveBack(lane)
-      }))
+    const since = clock.currentTimeMillisUnsafe()
+    slot.running = { update, since, isOverdue: false }
+    yield* Effect.onExit(handle(update), (exit) => {
+      const outcome = Exit.isSuccess(exit) ? exit.value : slot.running?.isOverdue === true ? "timeout" : "cut"
+      slot.running = undefined
+      if (outcome === "cut") cut.push(update)
+      else measure(update, since, outcome)
+      if (outcome !== "cut" && isDraining) finishedInDrain++
+      changed(-1)
+      lanes.giveBack(lane)
+      return outcome === "cut" ? Effect.void : inbox.finish(update.update_id)
+    })
   })
-  const worker = Queue.take(ready).pipe(Effect.flatMap(turn), Effect.forever)
+
+  const handle = (update: Update): Effect.Effect<Outcome> =>
+    handler.handle(update).pipe(
+      Effect.as<Outcome>("ok"),
+      // Not reached when this worker is interrupted, so an interruption here is one that the handler made itself.
+      Effect.catchCause((cause) =>
+        Effect.as(
+          Effect.annotateLogs(Effect.logError("Handler failed", cause), { update_id: update.update_id }),
+          "failed" as const
+        )
+      ),
+      Effect.withSpan("process telegram", { kind: "consumer", attributes: { update_id: update.update_id } })
+    )
+
+  // A lost lease ends all workers at once, and their handlers with them: somebody else may answer the same users now.
+  const startWorker = (slot: Slot) =>
+    Queue.take(ready).pipe(
+      Effect.flatMap((lane) => turn(slot, lane)),
+      Effect.forever,
+      Effect.raceFirst(lock.lost),
+      (worker) => fork("update worker", worker),
+      Effect.provideService(Scope.Scope, scope),
+      Effect.map((fiber) => {
+        slot.fiber = fiber
+      })
+    )
+
+  // One watch for all handlers, instead of a race for each update. A worker whose handler hangs is given up with it.
+  const cancelOverdue = Effect.fnUntraced(function*(slot: Slot, running: Running) {
+    running.isOverdue = true
+    const overrun = new HandlerTimedOut({ updateId: running.update.update_id, limit: handlerTimeout })
+    yield* Effect.annotateLogs(Effect.logError("Handler timed out", overrun), { update_id: running.update.update_id })
+    if (slot.fiber !== undefined) yield* Fiber.interrupt(slot.fiber)
+    if (!isDraining) yield* startWorker(slot)
+  })
+  const watch = Effect.gen(function*() {
+    const limit = Duration.toMillis(handlerTimeout)
+    while (true) {
+      const now = clock.currentTimeMillisUnsafe()
+      let next = now + limit
+      const overdue: Array<Effect.Effect<void>> = []
+      for (const slot of slots) {
+        if (slot.running === undefined || slot.running.isOverdue) continue
+        const deadline = slot.running.since + limit
+        if (deadline <= now) overdue.push(cancelOverdue(slot, slot.running))
+        else next = Math.min(next, deadline)
+      }
+      yield* Effect.all(overdue, { concurrency: "unbounded", discard: true })
+      yield* Effect.sleep(Math.max(0, next - clock.currentTimeMillisUnsafe()))
+    }
+  })
 
   const offer = (update: Update): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -174,15 +207,13 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     }
   })
 
-  // A lost lease ends all workers at once, and their handlers with them: somebody else may answer the same users now.
-  const workers: Array<Fiber.Fiber<never, unknown>> = []
   const drain = yield* Effect.cached(Effect.gen(function*() {
     isDraining = true
     // A durable inbox keeps what was not begun. From one in memory it would be lost, so it may use the time there is.
     const dropped = inbox.isDurable ? lanes.clear() : []
     changed(-dropped.length)
     yield* Effect.raceFirst(idle.await, Effect.flip(lock.lost)).pipe(Effect.timeoutOption(drainTimeout))
-    yield* Fiber.interruptAll(workers)
+    yield* Fiber.interruptAll(slots.flatMap(({ fiber }) => fiber ?? []))
     const left = dropped.length + lanes.clear().length
     const report: DrainReport = { finished: finishedInDrain, cancelled: cut.map((update) => update.update_id), left }
     yield* Effect.log("Update handlers drained").pipe(Effect.annotateLogs({
@@ -198,9 +229,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     return report
   }))
 
-  for (let index = 0; index < concurrency; index++) {
-    workers.push(yield* fork("update worker", Effect.raceFirst(worker, lock.lost)))
-  }
+  yield* Effect.forEach(slots, startWorker, { discard: true })
+  yield* fork("handler watch", watch)
   // After the workers, so that it runs before their scope would interrupt them.
   yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
   return UpdateDispatcher.of({ offer, resume, unfinished: Effect.sync(() => unfinished), drain })
@@ -209,8 +239,16 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 /** What cancelling the handlers may take on top of the drain. */
 const drainMargin = Duration.seconds(2)
 
-const outcomeOf = (exit: Exit.Exit<void, HandlerFailed | HandlerTimedOut>): "ok" | "failed" | "timeout" => {
-  if (Exit.isSuccess(exit)) return "ok"
-  const error = Cause.findErrorOption(exit.cause)
-  return error._tag === "Some" && error.value._tag === "HandlerTimedOut" ? "timeout" : "failed"
+type Outcome = "ok" | "failed" | "timeout"
+
+interface Running {
+  readonly update: Update
+  readonly since: number
+  isOverdue: boolean
+}
+
+/** One of the `concurrency` places in which a handler runs. */
+interface Slot {
+  fiber: Fiber.Fiber<never, unknown> | undefined
+  running: Running | undefined
 }

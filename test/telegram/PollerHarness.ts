@@ -96,6 +96,9 @@ export const setUp = Effect.fnUntraced(function*<E = never>(options: Setup<E> = 
     /** Waits for the `nth` line that contains `text`. */
     logged: (text: string, nth = 1) => until(`log line ${nth} "${text}"`, Effect.sync(() => count(text) >= nth)),
     count,
+    /** Seconds of the last announced wait. */
+    lastWait: () =>
+      Number(/Waiting ([\d.]+)s/.exec(logs.messages().findLast((line) => line.startsWith("Waiting"))!)![1]),
     /** Another program polls with our token, the moment that ours is parked. Returns the second at which it was parked. */
     conflict: Effect.gen(function*() {
       const before = count("Conflict:")

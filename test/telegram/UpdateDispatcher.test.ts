@@ -162,6 +162,42 @@ describe("UpdateDispatcher", () => {
       assert.strictEqual(yield* dispatcher.unfinished, 0)
     }))
 
+  it.effect("takes a handler that interrupts itself for one that failed, and keeps its worker", () =>
+    Effect.gen(function*() {
+      const handler = Layer.succeed(UpdateHandler, { handle: () => Effect.interrupt })
+      const lock = yield* makeLock
+      const context = yield* Layer.build(
+        UpdateDispatcher.layer({ concurrency: 1 }).pipe(
+          Layer.provideMerge(Layer.mergeAll(durable, Supervisor.layer)),
+          Layer.provide([handler, lock.layer])
+        )
+      )
+      const dispatcher = Context.get(context, UpdateDispatcher)
+      yield* dispatcher.offer(textUpdate(1))
+      yield* dispatcher.offer(textUpdate(2))
+      yield* settle
+      assert.strictEqual(yield* dispatcher.unfinished, 0)
+    }))
+
+  it.effect("cancels each of several hanging handlers at its own time", () =>
+    Effect.gen(function*() {
+      const { began, inbox, log, receive } = yield* setUp({ handlerTimeout: "10 seconds", concurrency: 2 })
+      yield* receive(textUpdate(1, 1))
+      yield* began
+      yield* TestClock.adjust("4 seconds")
+      yield* receive(textUpdate(2, 2), textUpdate(3, 3))
+      yield* began
+      yield* TestClock.adjust("5999 millis")
+      assert.deepStrictEqual(log, ["+1", "+2"])
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual(log, ["+1", "+2", "x1", "+3"])
+      yield* TestClock.adjust("4 seconds")
+      assert.deepStrictEqual(log, ["+1", "+2", "x1", "+3", "x2"])
+      yield* TestClock.adjust("6 seconds")
+      assert.deepStrictEqual(log, ["+1", "+2", "x1", "+3", "x2", "x3"])
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+    }))
+
   it.effect("drains: lets running handlers end, begins none, and reports", () =>
     Effect.gen(function*() {
       const { began, close, dispatcher, end, inbox, log, logs, receive } = yield* setUp()

@@ -86,13 +86,15 @@ describe("UpdatePoller", () => {
 
   it.effect("spreads its waits when told so, within 20 % and the cap", () =>
     Effect.gen(function*() {
-      const { conflict, logs, start } = yield* setUp({ poller: { conflicts: { retries: "unlimited", jitter: true } } })
+      const { conflict, lastWait, start } = yield* setUp({
+        poller: { conflicts: { retries: "unlimited", jitter: true } }
+      })
       yield* start
       const waits: Array<number> = []
       for (let index = 0; index < 8; index++) {
         yield* conflict
         waits.push(
-          Number(/Waiting ([\d.]+)s/.exec(logs.messages().filter((line) => line.startsWith("Waiting")).at(-1)!)![1])
+          lastWait()
         )
         yield* pass(waits.at(-1)! * 1000 + 100)
       }
@@ -120,7 +122,7 @@ describe("UpdatePoller", () => {
         }
         assert.strictEqual(yield* conflict, 5 + healthy)
         assert.strictEqual(
-          logs.messages().filter((line) => line.startsWith("Waiting")).at(-1),
+          logs.messages().findLast((line) => line.startsWith("Waiting")),
           `Waiting ${next}s before retry`
         )
         assert.strictEqual((yield* health)["telegram:conflicts"]?.observedValue, healthy === 60 ? 1 : 2)
@@ -156,7 +158,7 @@ describe("UpdatePoller", () => {
       }
       yield* conflict
       assert.strictEqual(
-        logs.messages().filter((line) => line.startsWith("Waiting")).at(-1),
+        logs.messages().findLast((line) => line.startsWith("Waiting")),
         "Waiting 10s before retry"
       )
     }))
@@ -241,7 +243,7 @@ describe("UpdatePoller", () => {
 
   it.effect("waits for an unreachable Telegram without limit, 1 s doubled up to 60 s, then goes on at once", () =>
     Effect.gen(function*() {
-      const { count, logged, logs, parked, polls, sandbox, start } = yield* setUp()
+      const { count, lastWait, logged, parked, polls, sandbox, start } = yield* setUp()
       const { health, poller } = yield* start
       yield* parked
       const kinds = ["server_error", "html", "reset"] as const
@@ -253,7 +255,7 @@ describe("UpdatePoller", () => {
       for (let index = 1; index <= 12; index++) {
         yield* logged("Waiting", index)
         waits.push(
-          Number(/Waiting ([\d.]+)s/.exec(logs.messages().filter((line) => line.startsWith("Waiting")).at(-1)!)![1])
+          lastWait()
         )
         if (index === 11) assert.strictEqual((yield* health)["telegram:lastPoll"]?.status, "fail")
         yield* pass(waits.at(-1)! * 1000 + 50)
