@@ -212,7 +212,8 @@ export const start = Effect.fnUntraced(function*<E>(
     if (busy && job.concurrencyPolicy === "replace") yield* FiberSet.clear(runs)
     yield* Ref.update(info, (info) => ({ ...info, running: info.running + 1, lastOutcome: "running" as const }))
     yield* FiberSet.run(runs, execute(options.misfires > 0))
-  })
+    // Between the claim and the start nothing may come, or the job would count as running for ever.
+  }, Effect.uninterruptible)
   const fireNow = fire({ accountedUntil: 0, misfires: 0, starts: true })
 
   const fireDue = Effect.fnUntraced(function*(due: JobSchedule.Due) {
