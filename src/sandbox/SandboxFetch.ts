@@ -19,8 +19,9 @@ async (input, init) => {
   return await new Promise<Response>((resolve, reject) => {
     const fiber = run(request(sent))
     const onAbort = () => {
-      fiber.interruptUnsafe()
+      // First, because interruption ends the fiber at once, and its observer would reject with something else.
       reject(abortReason(signal))
+      fiber.interruptUnsafe()
     }
     signal?.addEventListener("abort", onAbort, { once: true })
     fiber.addObserver((exit) => {
