@@ -171,7 +171,9 @@ export const makeMemory = Effect.fnUntraced(function*(options: MemoryOptions = {
   const changed = Effect.suspend(() => {
     const held = valid()
     if (held === undefined) return Effect.void
-    return Effect.raceFirst(Deferred.await(held.ended), Effect.sleep(Math.max(1, held.expiresAt - now())))
+    return Deferred.await(held.ended).pipe(
+      Effect.timeoutOrElse({ duration: Math.max(1, held.expiresAt - now()), orElse: () => Effect.void })
+    )
   })
 
   const store: LockStore["Service"] = {

@@ -8,7 +8,7 @@ import { parseElapsed, parseStat, ProcessIdentity } from "../../src/lock/Process
 const spawned = (command: string, args: ReadonlyArray<string>) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
-      const child = spawn(command, args, { stdio: ["ignore", "pipe", "ignore"] })
+      const child = spawn(command, args, { stdio: ["pipe", "pipe", "ignore"] })
       await once(child, "spawn")
       return child
     }),
@@ -52,12 +52,16 @@ describe("ProcessIdentity", () => {
         if (child.exitCode === null) await once(child, "exit")
       })
       assert.strictEqual((yield* look(child.pid!))._tag, "Gone")
-      // A shell that has become another program never waits for the child it had.
-      const parent = yield* spawned("sh", ["-c", "true & echo $!; exec sleep 60"])
+      // A shell that has become another program never waits for the child it had; that one ends with our pipe.
+      const parent = yield* spawned("sh", ["-c", "exec 3<&0; cat <&3 & echo $!; exec sleep 60"])
       const [line] = yield* Effect.promise(() => once(parent.stdout, "data"))
       const zombie = Number(String(line))
       yield* Effect.promise(async () => {
-        while (!/\) Z /.test(await readFile(`/proc/${zombie}/stat`, "utf8"))) await new Promise(setImmediate)
+        const saw = async (pid: number | undefined, text: RegExp) =>
+          text.test(await readFile(`/proc/${pid}/stat`, "utf8"))
+        while (!await saw(parent.pid, /\(sleep\)/)) await new Promise(setImmediate)
+        parent.stdin.end()
+        while (!await saw(zombie, /\) Z /)) await new Promise(setImmediate)
       })
       assert.isTrue(process.kill(zombie, 0))
       assert.strictEqual((yield* look(zombie))._tag, "Gone")

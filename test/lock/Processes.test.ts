@@ -6,9 +6,9 @@ import { execFileSync, spawnSync } from "node:child_process"
 import { chmod, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink, utimes, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { setTimeout as moment } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import { assert, describe, it } from "vitest"
-import { afterAll, beforeAll } from "vitest"
+import { afterAll, assert, beforeAll, describe, it, vi } from "vitest"
 import { bundle, type HolderProcess, line, round, start } from "./race.mjs"
 
 const otherNode = process.env["OTHER_NODE"]
@@ -63,7 +63,7 @@ describe("FileLock between processes", () => {
       await Promise.all([victim.next("ready"), ready.next("ready")])
       victim.go()
       // From before it has the guard to after it has published.
-      await new Promise((resolve) => setTimeout(resolve, Math.random() * 60))
+      await moment(Math.random() * 60)
       await victim.kill()
       ready.go()
       const report = await ready.next("held", "refused")
@@ -89,7 +89,7 @@ describe("FileLock between processes", () => {
       await standby.next("ready")
       standby.go()
       // Its connection to the guard is the proof that it waits.
-      while (!readWaiting(path)) await new Promise((resolve) => setTimeout(resolve, 10))
+      await vi.waitFor(() => assert.isTrue(isWaitedFor(path)), { timeout: 10_000, interval: 10 })
       const before = performance.now()
       leader.child.kill("SIGKILL")
       const { token } = await standby.next("held")
@@ -224,7 +224,7 @@ describe("FileLock between processes", () => {
 })
 
 /** Whether anybody is connected to the guard: the holder's own socket is listed once, a connection once more. */
-const readWaiting = (path: string): boolean => {
+const isWaitedFor = (path: string): boolean => {
   const metadata: { readonly guard: string } = JSON.parse(execFileSync("cat", [`${path}.json`], { encoding: "utf8" }))
   const sockets = execFileSync("grep", ["-c", metadata.guard, "/proc/net/unix"], { encoding: "utf8" })
   return Number(sockets) > 1

@@ -56,7 +56,8 @@ export const parsePid = (text: string): number | undefined => {
 export const metadataPath = (path: string): string => `${path}.json`
 
 const decode = Schema.decodeUnknownOption(Metadata)
-const encode = Schema.encodeEffect(Metadata)
+// Only what this process made is encoded: a failure is a defect.
+const encode = Schema.encodeSync(Metadata)
 
 const orAbsent = <A>(read: Effect.Effect<A, DiskError>): Effect.Effect<A | undefined, DiskError> =>
   Effect.catchTag(read, "DiskError", (error) => error.code === "ENOENT" ? Effect.undefined : Effect.fail(error))
@@ -123,8 +124,7 @@ export const publish = (disk: Disk, publication: Publication): Effect.Effect<big
   const metadataDraft = draftOf(metadataPath(path), self)
   return Effect.gen(function*() {
     const { inode } = yield* draft(disk, pidDraft, pidText(publication))
-    // Every field was made by this process: a failure to encode is a defect.
-    const text = yield* Effect.orDie(encode({
+    const text = encode({
       holder: grant.holder,
       fencingToken: String(grant.fencingToken),
       guard,
@@ -132,7 +132,7 @@ export const publish = (disk: Disk, publication: Publication): Effect.Effect<big
       ...(self.bootId !== undefined && { bootId: self.bootId }),
       ...(self.pidNamespace !== undefined && { pidNamespace: self.pidNamespace }),
       ...(self.netNamespace !== undefined && { netNamespace: self.netNamespace })
-    }))
+    })
     yield* draft(disk, metadataDraft, `${text}\n`)
     yield* disk.rename(metadataDraft, metadataPath(path))
     yield* disk.rename(pidDraft, path)
