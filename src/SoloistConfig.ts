@@ -150,9 +150,9 @@ const definitions = {
   concurrency: setting({
     variable: "CONCURRENCY",
     expected: "a whole number from 1 to 10000",
-    shown: "64",
+    shown: "256",
     about: "Chats whose updates are handled at the same time. Within a chat the order is kept.",
-    fallback: 64,
+    fallback: 256,
     parse: whole(1, 10_000)
   }),
   handlerTimeout: setting({

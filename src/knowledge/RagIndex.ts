@@ -4,8 +4,9 @@
  * the chunker, the tokens or the tables have changed. The invariant: replacing or deleting a file is one transaction, so
  * that a search sees all of its old passages, all of its new ones, or none, and never a passage of a deleted file.
  */
-import { Array as Arr, Context, Effect, Exit, FileSystem, Layer, Path, Schema, Scope } from "effect"
+import { Array as Arr, Context, Effect, Exit, FileSystem, Layer, Path, Runtime, Schema, Scope } from "effect"
 import { SqlClient } from "effect/sql"
+import * as ExitCode from "../operations/ExitCode.ts"
 import * as Sqlite from "../storage/Sqlite.ts"
 import { type Chunk, chunkingVersion } from "./Chunking.ts"
 import { htmlVersion } from "./Html.ts"
@@ -17,6 +18,7 @@ export class RagIndexError extends Schema.TaggedError<RagIndexError>()("RagIndex
   operation: Schema.String,
   cause: Schema.Defect()
 }) {
+  override readonly [Runtime.errorExitCode] = ExitCode.configuration
   override get message(): string {
     const why = this.cause instanceof Error ? this.cause.message : String(this.cause)
     return `The knowledge index cannot ${this.operation}: ${why}. Answers may be missing or old. ` +

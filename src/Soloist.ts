@@ -1,0 +1,186 @@
+/**
+ * The composition: every room in its place, and nothing else. The order in which the parts are built, and in reverse
+ * released, is written here as edges and nowhere else:
+ *
+ *   storage → health and probes → instance lock → sandbox → bot session → API client → knowledge → scheduler → handlers
+ *   → inbox → update dispatcher → update poller
+ *
+ * `layerBot` is the part that every bot needs, with the host's own handlers; `layer` is the whole service.
+ */
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
+import { Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Runtime, Schema, Scope } from "effect"
+import { LanguageModel } from "effect/ai"
+import type { SqlClient } from "effect/sql"
+import { fileURLToPath } from "node:url"
+import { ApiClient } from "./ai/ApiClient.ts"
+import * as Conversation from "./bot/Conversation.ts"
+import { Answers } from "./knowledge/Answers.ts"
+import { RagIndex } from "./knowledge/RagIndex.ts"
+import { RagObserver } from "./knowledge/RagObserver.ts"
+import * as FileLock from "./lock/FileLock.ts"
+import { InstanceLock } from "./lock/InstanceLock.ts"
+import * as ExitCode from "./operations/ExitCode.ts"
+import { Health } from "./operations/Health.ts"
+import * as Logging from "./operations/Logging.ts"
+import * as Probes from "./operations/Probes.ts"
+import { Supervisor, type WorkerFailed } from "./operations/Supervisor.ts"
+import { SandboxServer, sandboxToken } from "./sandbox/SandboxServer.ts"
+import { Autoposter } from "./schedule/Autoposter.ts"
+import { Scheduler } from "./schedule/Scheduler.ts"
+import { load, type Settings } from "./SoloistConfig.ts"
+import * as Storage from "./storage/Storage.ts"
+import { BotSession } from "./telegram/BotSession.ts"
+import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
+import type { UpdateHandler } from "./telegram/UpdateHandler.ts"
+import { UpdateInbox } from "./telegram/UpdateInbox.ts"
+import { UpdatePoller } from "./telegram/UpdatePoller.ts"
+import { version } from "./version.ts"
+
+/** What handlers and their neighbours may use. All of it is built before them and closed after them. */
+export type BotServices = BotSession | InstanceLock | Health | Supervisor | SqlClient.SqlClient
+
+/** The stop took longer than `SHUTDOWN_TIMEOUT`. What was left undone is in the inbox and runs at the next start. */
+export class StopOverran extends Schema.TaggedError<StopOverran>()("StopOverran", { limit: Schema.Duration }) {
+  override readonly [Runtime.errorExitCode] = ExitCode.software
+  override get message(): string {
+    return `The stop took longer than ${
+      Duration.format(this.limit)
+    } and was cut short. Updates that were being handled ` +
+      "are in the inbox and run at the next start. The lines above say what did not close; SHUTDOWN_TIMEOUT allows more."
+  }
+}
+
+/**
+ * One bot with the host's own handlers, as one instance. Fails at the start with an error that says what to do; after
+ * that `Supervisor.failure` tells of a worker that failed or a lock that was lost (`launch` waits for it).
+ */
+export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R>) =>
+  Layer.effectDiscard(becomeReady).pipe(
+    Layer.provideMerge(UpdatePoller.layer({ conflicts: { retries: settings.conflictRetries } })),
+    Layer.provideMerge(UpdateDispatcher.layer({
+      concurrency: settings.concurrency,
+      handlerTimeout: settings.handlerTimeout,
+      // The rest of the stop needs its share.
+      drainTimeout: Duration.times(settings.shutdownTimeout, 5 / 8)
+    })),
+    Layer.provideMerge(UpdateInbox.layer()),
+    Layer.provideMerge(handlers),
+    Layer.provideMerge(session(settings)),
+    Layer.provideMerge(lock(settings)),
+    Layer.provideMerge(probes(settings)),
+    Layer.provideMerge(Storage.layer({ directory: settings.stateDir })),
+    Layer.provideMerge(Supervisor.layer),
+    Layer.provide([NodeFileSystem.layer, NodePath.layer])
+  )
+
+/** The whole service: sandbox or Telegram, answers from the knowledge folder, posts at their time. */
+export const layer = (settings: Settings) => layerBot(settings, service(settings))
+
+/** `layerBot` with the settings of the README, read through the host's `ConfigProvider`. */
+export const layerConfig = <E, R>(handlers: Layer.Layer<UpdateHandler, E, R>) =>
+  Layer.unwrap(Effect.map(load, (settings) => layerBot(settings, handlers))).pipe(Layer.provide(NodeFileSystem.layer))
+
+/** Runs a bot until a worker of it fails, then closes everything in order. Interruption is the clean stop. */
+export const launch = <E, R>(bot: Layer.Layer<Supervisor, E, R>): Effect.Effect<never, E | WorkerFailed, R> =>
+  Effect.scoped(Effect.flatMap(Layer.build(bot), (context) => Context.get(context, Supervisor).failure))
+
+/** Runs the whole service until `stopAsked`, or until it fails. Everything is closed when it ends, whatever ended it. */
+export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      let isBuilt = false
+      const serve = Effect.flatMap(Layer.buildWithScope(layer(settings), scope), (context) => {
+        isBuilt = true
+        return Context.get(context, Supervisor).failure
+      })
+      const ended = yield* Effect.exit(restore(Effect.raceFirst(serve, stopAsked)))
+      if (Exit.isFailure(ended)) yield* Logging.logFailure(ended.cause)
+      // A start that failed has released what it had built already.
+      if (isBuilt) yield* Effect.logInfo("Shutting down bot resources")
+      yield* closeWithin(scope, ended, settings.shutdownTimeout)
+      return yield* ended
+    })
+  )
+
+// Detached, because the fiber that waits must be able to give up on a finalizer that does not end.
+const closeWithin = Effect.fnUntraced(function*(
+  scope: Scope.Closeable,
+  exit: Exit.Exit<unknown, unknown>,
+  limit: Duration.Duration
+) {
+  const closing = yield* Effect.forkDetach(Scope.close(scope, exit), { startImmediately: true })
+  yield* Effect.interruptible(Fiber.await(closing)).pipe(
+    Effect.timeoutOrElse({ duration: limit, orElse: () => Effect.fail(new StopOverran({ limit })) }),
+    Effect.tapError((overran) => Effect.logFatal(overran.message))
+  )
+})
+
+const becomeReady = Effect.gen(function*() {
+  const poller = yield* UpdatePoller
+  const health = yield* Health
+  yield* Effect.forkScoped(Effect.andThen(poller.ready, health.setReady(true)))
+})
+
+const probes = ({ healthPort, lockMode }: Settings) => {
+  const served = healthPort === undefined ? Layer.empty : Probes.layer({ port: healthPort })
+  // A standby is ready: a deploy that waited for it to lead would wait for ever.
+  const standby = Layer.effectDiscard(Effect.flatMap(Health, (health) => health.setReady(lockMode === "standby")))
+  return Layer.merge(served, standby).pipe(Layer.provideMerge(Health.layer))
+}
+
+const lock = (settings: Settings) => {
+  const bot = settings.botToken === undefined ? "sandbox" : Redacted.value(settings.botToken).split(":", 1)[0]
+  const watch = Effect.gen(function*() {
+    const { lost } = yield* InstanceLock
+    yield* (yield* Supervisor).fork("instance lock", lost)
+  })
+  return Layer.effectDiscard(watch).pipe(
+    Layer.provideMerge(InstanceLock.layer({ mode: settings.lockMode, bot, version })),
+    Layer.provide(FileLock.layer({ path: settings.lockFile }))
+  )
+}
+
+const session = (settings: Settings) => {
+  const { botToken } = settings
+  if (botToken !== undefined) return BotSession.layer({ token: botToken, apiRoot: settings.telegramApiRoot })
+  const sandboxed = Effect.gen(function*() {
+    const { url } = yield* SandboxServer
+    yield* Effect.logInfo(`No BOT_TOKEN is set, so the bot runs against its own sandbox: open ${url}`)
+    return BotSession.layer({ token: Redacted.make(sandboxToken), apiRoot: url })
+  })
+  return Layer.unwrap(sandboxed).pipe(Layer.provide(SandboxServer.layer({ port: settings.sandboxPort })))
+}
+
+const service = (settings: Settings) =>
+  Conversation.layer({ adminIds: settings.adminIds, isSandbox: settings.botToken === undefined }).pipe(
+    Layer.provideMerge(Autoposter.layer({ directory: settings.postsDir })),
+    Layer.provideMerge(Scheduler.layer),
+    Layer.provideMerge(Answers.layer),
+    Layer.provideMerge(RagObserver.layer(knowledge(settings))),
+    Layer.provideMerge(RagIndex.layer({ directory: settings.stateDir })),
+    Layer.provideMerge(languageModel(settings))
+  )
+
+// A model that is not configured would fail every answer before it is quoted, so then there is none.
+const languageModel = (settings: Settings) => {
+  const client = ApiClient.layer({
+    apiKey: settings.openaiApiKey,
+    baseUrl: settings.openaiBaseUrl,
+    model: settings.openaiModel,
+    embeddingModel: settings.openaiEmbeddingModel
+  })
+  const configured = Effect.gen(function*() {
+    const { isConfigured } = yield* ApiClient
+    const model = yield* LanguageModel.LanguageModel
+    return isConfigured ? Layer.succeed(LanguageModel.LanguageModel, model) : Layer.empty
+  })
+  return Layer.unwrap(configured).pipe(Layer.provide(client))
+}
+
+// So that a newcomer's first question is answered before there is a folder.
+const readme = fileURLToPath(new URL("../README.md", import.meta.url))
+
+const knowledge = ({ knowledgeDir }: Settings) =>
+  knowledgeDir === undefined ? { directory: "knowledge", files: [readme] } : { directory: knowledgeDir }

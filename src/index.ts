@@ -1,0 +1,55 @@
+/**
+ * The library, in three tiers. Everything is a layer or an effect: no signal handlers, no `process.env`, no `console`;
+ * the host's logger, tracer, clock, config and services are used.
+ */
+
+// To run a bot.
+
+export { ApiClient } from "./ai/ApiClient.ts"
+export { Answers } from "./knowledge/Answers.ts"
+export { RagIndex } from "./knowledge/RagIndex.ts"
+export { RagObserver } from "./knowledge/RagObserver.ts"
+export { Autoposter } from "./schedule/Autoposter.ts"
+export { Scheduler } from "./schedule/Scheduler.ts"
+export * as Soloist from "./Soloist.ts"
+export { ConfigurationInvalid, type Settings, SoloistConfig, TokenMalformed } from "./SoloistConfig.ts"
+export { BotApiError, type BotApiReason } from "./telegram/BotApiError.ts"
+export { BotSession, HandlerFailed } from "./telegram/BotSession.ts"
+export { render, split } from "./telegram/MessageText.ts"
+export { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
+export {
+  callbackQuery,
+  command,
+  effectMiddleware,
+  hears,
+  on,
+  reply,
+  UpdateHandler,
+  use
+} from "./telegram/UpdateHandler.ts"
+export { UpdatePoller } from "./telegram/UpdatePoller.ts"
+
+// To bring your own backend.
+
+export * as FileLock from "./lock/FileLock.ts"
+export { InstanceLock } from "./lock/InstanceLock.ts"
+export {
+  type Grant,
+  Holder,
+  LeaseLost,
+  LockHeld,
+  type LockStatus,
+  LockStore,
+  LockStoreError
+} from "./lock/LockStore.ts"
+export * as ExitCode from "./operations/ExitCode.ts"
+export { Health, type HealthCheck, type HealthReport } from "./operations/Health.ts"
+export * as Probes from "./operations/Probes.ts"
+export { Supervisor, WorkerFailed } from "./operations/Supervisor.ts"
+export * as Storage from "./storage/Storage.ts"
+export { UpdateInbox } from "./telegram/UpdateInbox.ts"
+
+// To test your bot.
+
+export { BotApiSandbox } from "./sandbox/BotApiSandbox.ts"
+export { SandboxServer } from "./sandbox/SandboxServer.ts"

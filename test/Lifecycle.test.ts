@@ -1,0 +1,213 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect } from "effect"
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
+import { folder, freePort, json, order, start } from "./ServiceProcess.ts"
+
+const cleanup = [
+  "Shutting down bot resources",
+  "Update handlers drained",
+  "Scheduler stopped",
+  "RAG observer stopped",
+  "API client closed",
+  "Bot session closed",
+  "Instance lock released"
+]
+
+const canary = "123456789:AAcanaryCANARYcanaryCANARYcanaryCANA"
+
+describe("the life of a service", () => {
+  for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
+    it.live(`ends with 0 on ${signal}, everything closed in reverse order`, () =>
+      Effect.gen(function*() {
+        const service = yield* start()
+        yield* service.line("BOT READY")
+        assert.strictEqual(readFileSync(service.lockFile, "utf8"), `${service.pid}\n`)
+        yield* service.kill(signal)
+        assert.strictEqual(yield* service.exit, 0)
+        const lines = yield* service.lines
+        assert.deepStrictEqual(order(lines, [`Received ${signal}`, ...cleanup]), [`Received ${signal}`, ...cleanup])
+        assert.isFalse(existsSync(service.lockFile))
+        assert.isFalse(existsSync(`${service.lockFile}.json`))
+        assert.strictEqual(yield* service.stderr, "")
+      }))
+  }
+
+  it.live("ends with 77 when the token is revoked while it runs, everything closed in reverse order", () =>
+    Effect.gen(function*() {
+      const service = yield* start()
+      yield* service.line("BOT READY")
+      yield* json(`${service.url}/sandbox/faults`, { body: { method: "getUpdates", kind: "unauthorized", times: 5 } })
+      yield* json(`${service.url}/sandbox/messages`, { body: { text: "wake up" } })
+      assert.strictEqual(yield* service.exit, 77)
+      const lines = yield* service.lines
+      assert.deepStrictEqual(order(lines, cleanup), cleanup)
+      assert.include(lines.find(({ level }) => level === "FATAL")?.message, "Telegram refused the token")
+      assert.isFalse(existsSync(service.lockFile))
+    }))
+
+  it.live("ends with 75 when the lock is lost, everything closed in reverse order, the other's record untouched", () =>
+    Effect.gen(function*() {
+      const service = yield* start()
+      yield* service.line("BOT READY")
+      writeFileSync(service.lockFile, "4242\n")
+      assert.strictEqual(yield* service.exit, 75)
+      const lines = yield* service.lines
+      assert.deepStrictEqual(order(lines, cleanup), cleanup)
+      assert.strictEqual(readFileSync(service.lockFile, "utf8"), "4242\n")
+    }))
+
+  it.live("releases what was built, in reverse order, when the start fails half-way", () =>
+    Effect.gen(function*() {
+      const directory = yield* folder
+      mkdirSync(join(directory, "state", "knowledge.db"), { recursive: true })
+      const service = yield* start({}, { directory })
+      assert.strictEqual(yield* service.exit, 78)
+      const lines = yield* service.lines
+      const built = ["Instance lock acquired", "Bot session opened", "Starting bot polling"]
+      const released = ["API client closed", "Bot session closed", "Instance lock released"]
+      assert.deepStrictEqual(order(lines, [...built, ...cleanup]), [...built.slice(0, 2), ...released])
+      assert.include(lines.find(({ level }) => level === "FATAL")?.message, "knowledge.db")
+      assert.isFalse(existsSync(service.lockFile))
+    }))
+
+  it.live("says which port is taken, with 78, and leaves no lock behind", () =>
+    Effect.gen(function*() {
+      const running = yield* start()
+      yield* running.line("BOT READY")
+      const port = new URL(running.url).port
+      const service = yield* start({ SANDBOX_PORT: port })
+      assert.strictEqual(yield* service.exit, 78)
+      const lines = yield* service.lines
+      assert.include(lines.find(({ level }) => level === "FATAL")?.message, port)
+      assert.include(lines.find(({ level }) => level === "FATAL")?.message, "SANDBOX_PORT")
+      assert.isFalse(existsSync(service.lockFile))
+    }))
+
+  it.live("refuses a second instance with the PID of the first and 75, and leaves the first alone", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      const second = yield* start({ LOCK_FILE: first.lockFile })
+      assert.strictEqual(yield* second.exit, 75)
+      yield* second.line(`Another bot instance is already running (PID: ${first.pid})`)
+      assert.strictEqual(readFileSync(first.lockFile, "utf8"), `${first.pid}\n`)
+      yield* first.kill("SIGTERM")
+      assert.strictEqual(yield* first.exit, 0)
+    }))
+
+  it.live("starts at once after kill -9, on the same folder and lock", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      yield* first.kill("SIGKILL")
+      assert.strictEqual(yield* first.exit, "SIGKILL")
+      assert.isTrue(existsSync(first.lockFile))
+      const second = yield* start({}, { directory: first.folder })
+      yield* second.line(`Instance lock acquired (PID: ${second.pid})`)
+      yield* second.line("BOT READY")
+      yield* second.kill("SIGTERM")
+      assert.strictEqual(yield* second.exit, 0)
+    }))
+
+  it.live("takes over as a standby when the first ends", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      const standby = yield* start({ LOCK_FILE: first.lockFile, LOCK_MODE: "standby" })
+      yield* standby.line("Standing by")
+      yield* first.kill("SIGTERM")
+      assert.strictEqual(yield* first.exit, 0)
+      yield* standby.line("Instance lock acquired")
+      yield* standby.line("BOT READY")
+      yield* standby.kill("SIGTERM")
+      assert.strictEqual(yield* standby.exit, 0)
+    }))
+
+  it.live("stops while it stands by, without ever acquiring", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      const standby = yield* start({ LOCK_FILE: first.lockFile, LOCK_MODE: "standby" })
+      yield* standby.line("Standing by")
+      yield* standby.kill("SIGTERM")
+      assert.strictEqual(yield* standby.exit, 0)
+      assert.deepStrictEqual(order(yield* standby.lines, ["Instance lock acquired"]), [])
+    }))
+
+  it.live("exits at once on a second signal", () =>
+    Effect.gen(function*() {
+      const service = yield* start({
+        BOT_TOKEN: canary,
+        TELEGRAM_API_ROOT: `http://127.0.0.1:${yield* freePort}`,
+        SHUTDOWN_TIMEOUT: "10m"
+      })
+      yield* service.line("Telegram cannot be reached yet")
+      yield* service.kill("SIGTERM")
+      yield* service.kill("SIGTERM")
+      assert.include([0, 143], yield* service.exit)
+    }))
+
+  it.live("ends with 0 when the signal comes before anything is loaded", () =>
+    Effect.gen(function*() {
+      const service = yield* start()
+      yield* Effect.sleep("60 millis")
+      yield* service.kill("SIGTERM")
+      const exit = yield* service.exit
+      // Before Node runs its first line the signal is Node's own to answer.
+      assert.include([0, "SIGTERM"], exit)
+    }))
+})
+
+describe("bad input", () => {
+  it.live("all bad settings at once end in one message and 78", () =>
+    Effect.gen(function*() {
+      const service = yield* start({ CONCURRENCY: "many", HANDLER_TIMEOUT: "soon", LOG_LEVEL: "loud" })
+      assert.strictEqual(yield* service.exit, 78)
+      const fatal = (yield* service.lines).filter(({ level }) => level === "FATAL")
+      assert.strictEqual(fatal.length, 1)
+      for (const name of ["CONCURRENCY", "HANDLER_TIMEOUT", "LOG_LEVEL"]) assert.include(fatal[0]?.message, name)
+    }))
+
+  it.live("a token of the wrong shape ends with 77 and is not shown", () =>
+    Effect.gen(function*() {
+      const service = yield* start({ BOT_TOKEN: "AAcanaryCANARY" })
+      assert.strictEqual(yield* service.exit, 77)
+      assert.notInclude(JSON.stringify(yield* service.lines), "CANARY")
+    }))
+
+  it.live("a token that Telegram refuses ends with 77 and is not shown", () =>
+    Effect.gen(function*() {
+      const telegram = yield* start()
+      yield* telegram.line("BOT READY")
+      const service = yield* start({ BOT_TOKEN: "123456789:AAcanaryCANARY", TELEGRAM_API_ROOT: telegram.url })
+      assert.strictEqual(yield* service.exit, 77)
+      assert.notInclude(JSON.stringify(yield* service.lines) + (yield* service.stderr), "CANARY")
+      assert.isFalse(existsSync(service.lockFile))
+    }))
+
+  it.live("an unreachable Telegram is said, waited for, and can be stopped", () =>
+    Effect.gen(function*() {
+      const service = yield* start({ BOT_TOKEN: canary, TELEGRAM_API_ROOT: `http://127.0.0.1:${yield* freePort}` })
+      yield* service.line("Telegram cannot be reached yet")
+      yield* service.kill("SIGTERM")
+      assert.strictEqual(yield* service.exit, 0)
+      assert.notInclude(JSON.stringify(yield* service.lines) + (yield* service.stderr), "CANARY")
+    }))
+
+  it.live("a state folder that is a file ends with 78", () =>
+    Effect.gen(function*() {
+      const first = yield* start({ LOG_LEVEL: "wrong" })
+      yield* first.exit
+      writeFileSync(join(first.folder, "file"), "")
+      const service = yield* start({ STATE_DIR: join(first.folder, "file") })
+      assert.strictEqual(yield* service.exit, 78)
+      yield* service.line("STATE_DIR")
+    }))
+
+  it.live("an unknown flag ends with 64", () =>
+    Effect.gen(function*() {
+      const service = yield* start({}, { args: ["--nonsense"] })
+      assert.strictEqual(yield* service.exit, 64)
+    }))
+})
