@@ -53,53 +53,60 @@ export const Pill = ({ world }) => {
   </p>`
 }
 
-/** The polls of the last two minutes: a bar for each, a lane for each client, a mark for each 409. */
+/** A client without its port: every poll may come over another connection. */
+const hostOf = (client) => client.replace(/^(\S+):\d+/, "$1")
+
+// One poller's polls follow each other in one lane; polls at the same time are two pollers, even from one host.
+const lanesOf = (bars) => {
+  const lanes = []
+  for (const bar of bars.toSorted((a, b) => a.from - b.from)) {
+    const host = hostOf(bar.client)
+    const lane = lanes.find((other) => other.host === host && other.bars.at(-1).to <= bar.from)
+    if (lane === undefined) lanes.push({ host, bars: [bar] })
+    else lane.bars.push(bar)
+  }
+  return lanes.slice(-lanesMax)
+}
+
+/** The polls of the last two minutes: a bar for each, a lane for each poller, a mark for each 409. */
 const Timeline = ({ bot, calls, now }) => {
   const start = now - windowMillis
   const polls = calls.filter((call) => isPoll(call) && call.bot === bot.id && endOf(call) > start)
   const bars = polls.map((call) => ({ client: call.client, from: call.at, to: endOf(call), status: call.status }))
-  if (bot.waiting !== null) {
-    bars.push({ client: bot.waiting.client, from: bot.waiting.since, to: now, status: undefined })
-  }
-  const clients = [...new Set(bars.map(({ client }) => client))].slice(-lanesMax)
+  if (bot.waiting !== null) bars.push({ client: bot.waiting.client, from: bot.waiting.since, to: now })
+  const lanes = lanesOf(bars)
   const conflicts = polls.filter(isConflict).length
   const x = (at) => Math.max(0, Math.min(1, (at - start) / windowMillis)) * 100
-  const top = (client) => clients.indexOf(client) * 22
-  if (clients.length === 0) return html`<p class="note">No poll in the last two minutes.</p>`
+  const pollers = lanes.length === 1 ? lanes[0].host : `${lanes.length} pollers`
+  if (lanes.length === 0) return html`<p class="note">No poll in the last two minutes.</p>`
   return html`<figure class="timeline">
     <svg
       role="img"
-      aria-label=${`Last two minutes: ${bars.length} polls by ${clients.length} client${
-    clients.length === 1 ? "" : "s"
-  }, ${conflicts} conflicts`}
+      aria-label=${`Last two minutes: ${bars.length} polls by ${pollers}, ${conflicts} conflicts`}
       width="100%"
-      height=${clients.length * 22}
+      height=${lanes.length * 22}
     >
       ${
-    clients.map((client) =>
-      html`<line key=${client} class="lane" x1="0" x2="100%" y1=${top(client) + 11} y2=${top(client) + 11} />`
-    )
-  }
-      ${
-    bars.filter(({ client }) => clients.includes(client)).map((bar) => {
-      const kind = bar.status === undefined ? "is-waiting" : bar.status === 200 ? "" : "is-bad"
-      const width = `${Math.max(0.4, x(bar.to) - x(bar.from) - 0.15)}%`
-      return html`<rect class=${kind} x=${`${x(bar.from)}%`} y=${
-        top(bar.client) + 6
-      } width=${width} height="10" rx="2" />`
+    lanes.map(({ bars }, lane) => {
+      const top = lane * 22
+      return html`<g key=${lane}>
+        <line class="lane" x1="0" x2="100%" y1=${top + 11} y2=${top + 11} />
+        ${
+        bars.map(({ from, status, to }) => {
+          const kind = status === undefined ? "is-waiting" : status === 200 ? "" : "is-bad"
+          const width = `${Math.max(0.4, x(to) - x(from) - 0.15)}%`
+          const end = `${x(to)}%`
+          return html`
+            <rect class=${kind} x=${`${x(from)}%`} y=${top + 6} width=${width} height="10" rx="2" />
+            ${status === 409 && html`<line class="mark" x1=${end} x2=${end} y1=${top + 1} y2=${top + 21} />`}
+          `
+        })
+      }
+      </g>`
     })
   }
-      ${
-    polls.filter((call) => isConflict(call) && clients.includes(call.client)).map((call) =>
-      html`<line class="mark" x1=${`${x(endOf(call))}%`} x2=${`${x(endOf(call))}%`} y1=${top(call.client) + 1} y2=${
-        top(call.client) + 21
-      } />`
-    )
-  }
     </svg>
-    <figcaption><span>2 min ago</span><span>${
-    clients.length > 1 ? `${clients.length} clients` : clients[0]
-  }</span><span>now</span></figcaption>
+    <figcaption><span>2 min ago</span><span>${pollers}</span><span>now</span></figcaption>
   </figure>`
 }
 
