@@ -1,0 +1,463 @@
+import * as NodeRedis from "@effect/platform-node/NodeRedis"
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Result, Schedule, Scope } from "effect"
+import { Redis } from "effect/persistence"
+import { inspect } from "node:util"
+import { type Grant, LockStore } from "../../src/lock/LockStore.ts"
+import * as RedisLock from "../../src/lock/RedisLock.ts"
+import * as RedisConnection from "../../src/lock/RedisLock/Connection.ts"
+import * as FaultProxy from "../servers/FaultProxy.ts"
+import * as Server from "../servers/Redis.ts"
+import { Contenders, holder, suite } from "./LockStoreSuite.ts"
+
+let lastId = 0
+const freshId = () => `${process.pid}-${++lastId}`
+const ttl = Duration.millis(600)
+/** Long enough that a pause of a busy machine does not end it. */
+const contractTtl = Duration.millis(1500)
+const callTimeout = Duration.seconds(1)
+/** How long a call may take that Redis does not answer: its timeout and what a busy machine adds. */
+const callLimit = 1400
+
+interface Where {
+  readonly url: Redacted.Redacted
+  readonly id: string
+  readonly ttl?: Duration.Duration
+  readonly callTimeout?: Duration.Duration
+}
+/** One client of the lock `id`, as another process would have it. */
+const open = (where: Where) =>
+  Effect.map(
+    Layer.build(RedisLock.layerNode({ callTimeout, ttl, ...where })),
+    (context) => Context.get(context, LockStore)
+  )
+type Store = LockStore["Service"]
+
+const at = (port: number) => Redacted.make(`redis://127.0.0.1:${port}`)
+
+const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.timed(effect), ([time, value]) => [Duration.toMillis(time), value] as const)
+
+/** Asks again until it is granted; how long that took. */
+const acquireInTheEnd = (store: Store, name: string) => {
+  const me = holder(name)
+  return timed(Effect.retry(store.acquire(me), { schedule: Schedule.spaced("20 millis"), times: 500 }))
+}
+
+/** A Redis that has been up for longer than the lease of these tests, so that it is believed. */
+const startAged = (options: Parameters<typeof Server.start>[0] = {}) =>
+  Effect.tap(Server.start(options), (server) => aged(server))
+const aged = (server: Server.RedisServer) =>
+  server.command("INFO", "server").pipe(
+    Effect.filterOrFail((text) => !/uptime_in_seconds:0\r/.test(text)),
+    Effect.retry(Schedule.spaced("50 millis")),
+    Effect.orDie
+  )
+
+/** Lets the server know the lock, so that it is believed although it is younger than a long lease. */
+const introduce = (url: Redacted.Redacted, id: string, lease = ttl) =>
+  Effect.scoped(Effect.gen(function*() {
+    const store = yield* open({ url, id, ttl: lease })
+    const [, grant] = yield* acquireInTheEnd(store, "before")
+    yield* store.release(grant)
+  }))
+
+const usurped = (url: Redacted.Redacted, id: string) => (grant: Grant) =>
+  Effect.scoped(Effect.gen(function*() {
+    const store = yield* open({ url, id })
+    yield* store.release(grant)
+    yield* store.acquire(holder("usurper"))
+  })).pipe(Effect.orDie)
+
+Server.describeWithAny("RedisLock", () => {
+  const scope = Scope.makeUnsafe()
+  let url: Redacted.Redacted
+  beforeAll(async () => {
+    url = await Effect.runPromise(Scope.provide(Server.anyUrl, scope))
+    // Older than the leases of these tests, so that it is believed.
+    await Effect.runPromise(introduce(url, freshId(), Duration.times(contractTtl, 2)))
+  })
+  afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+
+  suite(
+    "redis",
+    Layer.effect(
+      Contenders,
+      Effect.sync(() => {
+        const id = freshId()
+        return {
+          open: Effect.orDie(open({ url, id, ttl: contractTtl })),
+          pass: (time: Duration.Duration) => Effect.sleep(time),
+          usurp: usurped(url, id)
+        }
+      })
+    ),
+    it.live
+  )
+
+  it.live(
+    "grants one of 40 contenders in every round, on a fresh lock and on a stale one",
+    () =>
+      Effect.gen(function*() {
+        const brief = Duration.millis(300)
+        let last = 0n
+        const id = freshId()
+        const stores = yield* Effect.all(Array.from({ length: 40 }, () => open({ url, id, ttl: brief })), {
+          concurrency: "unbounded"
+        })
+        // Connected before the first round, so that they really arrive together.
+        yield* Effect.all(stores.map((store) => store.status), { concurrency: 4 })
+        const round = Effect.gen(function*() {
+          const results = yield* Effect.all(stores.map((store) => Effect.result(store.acquire(holder("contender")))), {
+            concurrency: "unbounded"
+          })
+          const granted = results.flatMap((result) => Result.isSuccess(result) ? [result.success] : [])
+          const refused = results.flatMap((result) => Result.isFailure(result) ? [result.failure._tag] : [])
+          assert.strictEqual(granted.length, 1)
+          assert.deepStrictEqual(new Set(refused), new Set(["LockHeld"]))
+          assert.isTrue(granted[0]!.fencingToken > last)
+          last = granted[0]!.fencingToken
+          return granted[0]!
+        })
+        for (let n = 0; n < 25; n++) yield* Effect.flatMap(round, (grant) => stores[0]!.release(grant))
+        for (let n = 0; n < 10; n++) {
+          const grant = yield* round
+          yield* Effect.sleep(Duration.times(brief, 1.1))
+          assert.strictEqual((yield* Effect.flip(stores[0]!.renew(grant)))._tag, "LeaseLost")
+        }
+      }),
+    60_000
+  )
+
+  it.live("wakes who waits within 50 ms of the release", () =>
+    Effect.gen(function*() {
+      const where = { url, id: freshId(), ttl: Duration.seconds(20) }
+      yield* introduce(url, where.id)
+      const [a, b] = yield* Effect.all([open(where), open(where)])
+      const waits: Array<number> = []
+      for (let n = 0; n < 20; n++) {
+        const grant = yield* a.acquire(holder("first"))
+        yield* Effect.flip(b.acquire(holder("second")))
+        const waiting = yield* Effect.forkChild(Effect.andThen(b.changed, Clock.currentTimeMillis), {
+          startImmediately: true
+        })
+        yield* Effect.sleep("20 millis")
+        assert.isUndefined(waiting.pollUnsafe())
+        const released = yield* Clock.currentTimeMillis
+        yield* a.release(grant)
+        waits.push((yield* Fiber.join(waiting)) - released)
+      }
+      assert.isBelow(Math.max(...waits), 50)
+    }))
+
+  it.live("waits for the rest of the lease when nobody releases it", () =>
+    Effect.gen(function*() {
+      const where = { url, id: freshId() }
+      const [a, b] = yield* Effect.all([open(where), open(where)])
+      yield* a.acquire(holder("first"))
+      const [waited] = yield* timed(b.changed)
+      assert.isAbove(waited, Duration.toMillis(ttl) - 100)
+      assert.isBelow(waited, Duration.toMillis(ttl) + 400)
+      const [free] = yield* timed(b.changed)
+      assert.isBelow(free, 100)
+    }))
+
+  it.live("refuses a write with a token that is not the newest", () =>
+    Effect.gen(function*() {
+      const id = freshId()
+      const store = yield* open({ url, id })
+      const key = `{soloist:${id}}:offset`
+      const write = RedisLock.fenced(
+        { id, callTimeout },
+        "redis.call('SET', KEYS[1], ARGV[1]) return redis.call('GET', KEYS[1])"
+      )
+      const old = yield* store.acquire(holder("old"))
+      assert.strictEqual(yield* write(old, { keys: [key], args: ["1"] }), "1")
+      yield* store.release(old)
+      const grant = yield* store.acquire(holder("new"))
+      const refused = yield* Effect.flip(write(old, { keys: [key], args: ["2"] }))
+      assert.strictEqual(refused._tag, "LeaseLost")
+      assert.strictEqual((yield* Effect.flip(store.renew(old)))._tag, "LeaseLost")
+      yield* store.release(old)
+      assert.strictEqual(yield* write(grant, { keys: [key], args: ["3"] }), "3")
+      yield* store.renew(grant)
+    }).pipe(Effect.provide(Layer.unwrap(Effect.sync(() => RedisConnection.layer({ url, callTimeout }))))))
+
+  it.live("works on the Redis of a host", () =>
+    Effect.gen(function*() {
+      const [a, b] = yield* Effect.all([
+        Layer.build(RedisLock.layer({ id: "host", ttl, callTimeout })),
+        Layer.build(RedisLock.layer({ id: "host", ttl, callTimeout }))
+      ])
+      const first = yield* Context.get(a, LockStore).acquire(holder("first"))
+      const other = Context.get(b, LockStore)
+      assert.strictEqual((yield* Effect.flip(other.acquire(holder("second"))))._tag, "LockHeld")
+      const waiting = yield* Effect.forkChild(other.changed, { startImmediately: true })
+      yield* Context.get(a, LockStore).release(first)
+      yield* Fiber.join(waiting)
+      yield* other.acquire(holder("second"))
+    }).pipe(Effect.provide(Layer.unwrap(Effect.sync(() => NodeRedis.layer({ url: Redacted.value(url) }))))))
+
+  it.live("keeps granting after SCRIPT FLUSH", () =>
+    Effect.gen(function*() {
+      const store = yield* open({ url, id: freshId() })
+      const flush = Effect.scoped(Effect.flatMap(Redis.Redis, (redis) => redis.send("SCRIPT", "FLUSH")))
+      const grant = yield* store.acquire(holder("first"))
+      yield* flush
+      yield* store.renew(grant)
+      yield* flush
+      yield* store.release(grant)
+      yield* flush
+      yield* store.acquire(holder("second"))
+      yield* flush
+      assert.isDefined((yield* store.status).holder)
+    }).pipe(Effect.provide(Layer.unwrap(Effect.sync(() => RedisConnection.layer({ url, callTimeout }))))))
+})
+
+describe("RedisLock settings", () => {
+  it.effect("refuses a URL that is none without quoting it", () =>
+    Effect.gen(function*() {
+      for (const url of ["redis//:c4nary@host", "http://:c4nary@host", "redis://:c4nary@host:port", ":c4nary"]) {
+        const error = yield* Effect.flip(
+          Effect.scoped(Layer.build(RedisLock.layerNode({ id: "1", url: Redacted.make(url) })))
+        )
+        assert.strictEqual(error._tag, "LockStoreError")
+        assert.isFalse(error.isRetryable)
+        assert.include(error.message, "REDIS_URL")
+        assert.notInclude(inspect(error, { depth: 9 }) + JSON.stringify(error) + error.message, "c4nary")
+      }
+    }))
+})
+
+Server.describeWithServer("RedisLock under faults", () => {
+  it.live("answers with a typed error within the call timeout while Redis is frozen, and works again afterwards", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1", ttl: Duration.seconds(20) }
+      yield* introduce(server.url, "1")
+      const store = yield* open(where)
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.freeze
+      for (let n = 0; n < 4; n++) {
+        const [took, error] = yield* timed(Effect.flip(store.renew(grant)))
+        assert.strictEqual(error._tag, "LockStoreError")
+        assert.include(error.message, "did not answer within 1s")
+        assert.isBelow(took, callLimit)
+      }
+      const [took] = yield* timed(Effect.flip(store.acquire(holder("second"))))
+      assert.isBelow(took, callLimit)
+      yield* server.thaw
+      const [recovered] = yield* timed(Effect.retry(store.renew(grant), { times: 3 }))
+      assert.isBelow(recovered, 2000)
+      yield* store.release(grant)
+    }))
+
+  it.live("answers in time inside a region that cannot be interrupted", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const store = yield* open({ url: server.url, id: "1" })
+      yield* server.freeze
+      const attempt = Effect.acquireRelease(store.acquire(holder("first")), () => Effect.void)
+      const [took, error] = yield* timed(Effect.flip(Effect.scoped(attempt)))
+      assert.strictEqual(error._tag, "LockStoreError")
+      assert.isBelow(took, callLimit)
+    }))
+
+  it.live("closes although Redis is frozen", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const scope = yield* Scope.make()
+      const store = yield* Scope.provide(open({ url: server.url, id: "1" }), scope)
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.freeze
+      yield* Effect.flip(store.renew(grant))
+      const [took] = yield* timed(Scope.close(scope, Exit.void))
+      assert.isBelow(took, 1500)
+    }))
+
+  it.live("notices a link that is cut, half-open or a black hole, and recovers when it heals", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      yield* introduce(server.url, "1")
+      const proxy = yield* FaultProxy.make(server)
+      const store = yield* open({ url: at(proxy.port), id: "1", ttl: Duration.seconds(30) })
+      const grant = yield* store.acquire(holder("first"))
+      const failing = Effect.gen(function*() {
+        const [took, error] = yield* timed(Effect.flip(store.renew(grant)))
+        assert.strictEqual(error._tag, "LockStoreError")
+        assert.isBelow(took, callLimit)
+      })
+      const recovers = Effect.gen(function*() {
+        const [took] = yield* timed(Effect.retry(store.renew(grant), { times: 3 }))
+        assert.isBelow(took, 2000)
+      })
+
+      yield* proxy.cut
+      yield* failing
+      yield* failing
+      yield* proxy.pass
+      yield* recovers
+
+      yield* proxy.halfOpen
+      yield* failing
+      yield* recovers
+
+      yield* proxy.blackHole
+      yield* failing
+      yield* failing
+      yield* failing
+      yield* proxy.pass
+      yield* recovers
+
+      yield* proxy.delay(100)
+      yield* store.renew(grant)
+      yield* proxy.delay(0)
+      yield* store.release(grant)
+    }))
+
+  it.live("keeps its lease when the server closes its connection", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const store = yield* open({ url: server.url, id: "1" })
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.command("CLIENT", "KILL", "TYPE", "normal")
+      yield* server.command("CLIENT", "KILL", "TYPE", "pubsub")
+      yield* Effect.retry(store.renew(grant), { times: 2 })
+      yield* store.renew(grant)
+    }))
+
+  it.live("grants the very first lease at once", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const store = yield* open({ url: server.url, id: "1" })
+      yield* store.acquire(holder("first"))
+    }))
+
+  it.live("holds an empty server back until it is one lease old", () =>
+    Effect.gen(function*() {
+      const lease = Duration.seconds(3)
+      const server = yield* Server.start()
+      const store = yield* open({ url: server.url, id: "1", ttl: lease })
+      const refusal = yield* Effect.flip(store.acquire(holder("first")))
+      assert.strictEqual(refusal._tag, "LockHeld")
+      assert.include(refusal.message, "cannot tell whether a former holder is still running")
+      const [took] = yield* acquireInTheEnd(store, "first")
+      assert.isAbove(took, 1500)
+      assert.isBelow(took, 3300)
+    }))
+
+  it.live("tells the holder that its lease was forgotten and grants nothing for one lease", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1" }
+      const store = yield* open(where)
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.flush
+      const lost = yield* Effect.flip(store.renew(grant))
+      assert.strictEqual(lost._tag, "LeaseLost")
+      assert.include(lost.message, "forgotten")
+      const [took, next] = yield* acquireInTheEnd(store, "second")
+      assert.isAbove(took, Duration.toMillis(ttl) - 100)
+      assert.isTrue(next.fencingToken > grant.fencingToken)
+    }))
+
+  it.live("grants nothing after FLUSHALL to a process that has just started while the holder has not noticed", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1" }
+      const store = yield* open(where)
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.flush
+      const newcomer = yield* open(where)
+      const [took, next] = yield* acquireInTheEnd(newcomer, "second")
+      assert.isAbove(took, Duration.toMillis(ttl) - 100)
+      assert.isTrue(next.fencingToken > grant.fencingToken)
+      assert.strictEqual((yield* Effect.flip(store.renew(grant)))._tag, "LeaseLost")
+    }))
+
+  it.live("grants nothing for one lease after a restart without persistence", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1" }
+      const store = yield* open(where)
+      const grant = yield* store.acquire(holder("first"))
+      const standby = yield* open(where)
+      yield* Effect.flip(standby.acquire(holder("second")))
+      yield* server.restart
+      const newcomer = yield* open(where)
+      const waits = yield* Effect.all(
+        [acquireInTheEnd(standby, "second"), acquireInTheEnd(newcomer, "third")].map(
+          (attempt) => Effect.flatMap(attempt, ([took, next]) => Effect.as(store.release(next), [took, next] as const))
+        ),
+        { concurrency: 2 }
+      )
+      for (const [took, next] of waits) {
+        assert.isAbove(took, Duration.toMillis(ttl) - 150)
+        assert.isTrue(next.fencingToken > grant.fencingToken)
+      }
+    }))
+
+  it.live("grants nothing for one lease after a restart from an old snapshot", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1" }
+      const store = yield* open(where)
+      const first = yield* store.acquire(holder("first"))
+      yield* store.release(first)
+      // The snapshot knows the fence and no holder.
+      yield* server.command("SAVE")
+      const grant = yield* store.acquire(holder("second"))
+      yield* server.restart
+      yield* aged(server)
+      assert.include(yield* server.command("EXISTS", "{soloist:1}:fence"), ":1")
+      const newcomer = yield* open(where)
+      const [took, next] = yield* acquireInTheEnd(newcomer, "third")
+      assert.isAbove(took, Duration.toMillis(ttl) - 100)
+      assert.isTrue(next.fencingToken > grant.fencingToken)
+    }))
+
+  it.live("lets a holder whose lease survived a restart go on, and costs its successor nothing", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const where = { url: server.url, id: "1", ttl: Duration.seconds(10) }
+      yield* introduce(server.url, "1")
+      const store = yield* open(where)
+      const grant = yield* store.acquire(holder("first"))
+      yield* server.command("SAVE")
+      yield* server.restart
+      yield* Effect.retry(store.renew(grant), { times: 3 })
+      yield* store.release(grant)
+      yield* (yield* open(where)).acquire(holder("second"))
+    }))
+
+  it.live("explains a refused password, a replica and a missing server, and quotes no secret", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged({ password: "s3cret-canary" })
+      const explained = Effect.fnUntraced(function*(url: string) {
+        const store = yield* open({ url: Redacted.make(url), id: "1" })
+        const exit = yield* Effect.exit(store.acquire(holder("first")))
+        assert.isTrue(Exit.isFailure(exit))
+        const error = yield* Effect.flip(store.acquire(holder("first")))
+        if (error._tag !== "LockStoreError") return yield* Effect.die(error)
+        const everything = inspect(error, { depth: 9 }) + JSON.stringify(error) + error.message + store.resource +
+          (Exit.isFailure(exit) ? Cause.pretty(exit.cause) + inspect(exit, { depth: 9 }) : "")
+        assert.notMatch(everything, /canary/)
+        return error
+      })
+      const wrong = yield* explained(`redis://:wrong-canary@127.0.0.1:${server.port}`)
+      assert.include(wrong.message, "refused the user or the password")
+      assert.isFalse(wrong.isRetryable)
+      const none = yield* explained(`redis://127.0.0.1:${server.port}`)
+      assert.include(none.message, "refused the user or the password")
+
+      yield* server.command("REPLICAOF", "127.0.0.1", "1")
+      const replica = yield* explained(Redacted.value(server.url))
+      assert.include(replica.message, "replica")
+      assert.isTrue(replica.isRetryable)
+
+      yield* server.kill
+      const down = yield* explained(Redacted.value(server.url))
+      assert.include(down.message, "nothing listens")
+      assert.isTrue(down.isRetryable)
+    }))
+})
