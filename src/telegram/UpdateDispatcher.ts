@@ -144,7 +144,12 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
           "failed" as const
         )
       ),
-      Effect.withSpan("process telegram", { kind: "consumer", attributes: { update_id: update.update_id } })
+      Effect.withSpan(
+        "process telegram",
+        { kind: "consumer", attributes: { update_id: update.update_id } },
+        // The stack would always be this line, and costs more than the rest of the span.
+        { captureStackTrace: false }
+      )
     )
 
   // A lost lease ends all workers at once, and their handlers with them: somebody else may answer the same users now.

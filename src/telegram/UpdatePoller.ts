@@ -97,7 +97,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
     .pipe(
       Effect.timeoutOrElse({ duration: answerLimit, orElse: () => Effect.fail(unanswered(answerLimit)) }),
       Effect.flatMap(updatesOf),
-      Effect.withSpan("poll telegram", { kind: "client" })
+      Effect.withSpan("poll telegram", { kind: "client" }, { captureStackTrace: false })
     )
 
   const answered = Effect.gen(function*() {
