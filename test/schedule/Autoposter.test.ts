@@ -86,7 +86,8 @@ const life = <A, E>(
   token: bigint,
   during: Effect.Effect<A, E, Autoposter | Health | SqlClient.SqlClient | LockControl | Scheduler | Supervisor>,
   options?: Partial<Parameters<typeof Autoposter.layer>[0]>
-) => Effect.scoped(during.pipe(Effect.provide(world.service(token, options)), Effect.provide(capture(world.log))))
+) =>
+  Effect.scoped(during.pipe(Effect.provide(world.service(token, options).pipe(Layer.provideMerge(capture(world.log))))))
 
 const scan = Autoposter.use((autoposter) => autoposter.scan)
 const ledger = Effect.map(

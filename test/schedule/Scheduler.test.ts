@@ -171,7 +171,7 @@ describe("Scheduler", () => {
       assert.strictEqual(checks["scheduler:other"]?.status, "pass")
       assert.lengthOf(log.filter(({ level, message }) => level === "Error" && message.startsWith("Job failed")), 3)
       assert.isTrue(log.every(({ annotations }) => annotations["job"] === "bad"))
-    }).pipe(Effect.provide(inMemory), Effect.provide(capture(log)))
+    }).pipe(Effect.provide(inMemory.pipe(Layer.provideMerge(capture(log)))))
   })
 
   it.effect("a run that takes too long is interrupted and has failed", () =>
@@ -269,7 +269,7 @@ describe("Scheduler", () => {
       )
       yield* TestClock.adjust("4 minutes")
       assert.strictEqual((yield* Health.use((health) => health.current)).status, "pass")
-    }).pipe(Effect.provide(inMemory), Effect.provide(capture(log)))
+    }).pipe(Effect.provide(inMemory.pipe(Layer.provideMerge(capture(log)))))
   })
 
   it.effect("a restart knows what was missed: fired once when fresh enough, never twice, and remembered", () =>
@@ -418,7 +418,7 @@ describe("Scheduler", () => {
       yield* sql`ALTER TABLE hidden RENAME TO job_state`
       yield* TestClock.adjust("5 seconds")
       assert.deepStrictEqual(job.times, ["1970-01-01T01:01:05"])
-    }).pipe(Effect.provide(inMemory), Effect.provide(capture([]))))
+    }).pipe(Effect.provide(inMemory.pipe(Layer.provideMerge(capture([]))))))
 
   it.effect("a stop waits for running jobs, cuts those that hang, and says so", () => {
     const log: Array<LogLine> = []
