@@ -250,7 +250,10 @@ const make = Effect.fnUntraced(function*(options: AutoposterOptions) {
       : to.state === "unknown"
       ? Effect.logError("It is not known whether a post was sent; a person must decide")
       : Effect.logWarning(to.state === "failed" ? "Post failed" : "Post must wait")
-    yield* log.pipe(Effect.annotateLogs({ messageId: to.messageId, reason: to.reason }), about(due))
+    yield* log.pipe(
+      Effect.annotateLogs(to.state === "sent" ? { messageId: to.messageId } : { reason: to.reason }),
+      about(due)
+    )
     yield* ledger.end(due.key, to)
   })
 
