@@ -13,7 +13,7 @@ const withFake = <A, E, R>(
 ) =>
   Effect.scoped(Effect.gen(function*() {
     const fake = yield* make(script)
-    return yield* test(fake).pipe(Effect.provide(layerFor(fake, options)), Effect.provide(Logger.layer([])))
+    return yield* test(fake).pipe(Effect.provide(Layer.provideMerge(layerFor(fake, options), Logger.layer([]))))
   }))
 
 const layerFor = (fake: FakeOpenAi, options: Partial<Options> = {}) =>
@@ -49,22 +49,21 @@ describe("ApiClient.chat", () => {
       }), { parameters: { temperature: 0 } }))
 
   it.live("reuses one connection for calls that follow each other", () =>
-    withFake(
-      (response, seen) =>
-        seen.body.stream === true
-          ? void events(response, delta("a"), finished).end()
-          : json(response, completion("ok")),
-      (fake) =>
-        Effect.gen(function*() {
-          const client = yield* ApiClient
-          for (let call = 0; call < 20; call++) {
-            yield* client.chat("x")
-            yield* Stream.runDrain(client.chatStream("x"))
-          }
-          assert.strictEqual(fake.seen.length, 40)
-          assert.isAtMost(fake.socketsTotal, 2)
-        })
-    ))
+    withFake((response, seen) => {
+      if (seen.body.stream !== true) return json(response, completion("ok"))
+      // The end comes in a packet of its own, as it does behind a proxy.
+      const stream = events(response, delta("a"), finished)
+      setTimeout(() => stream.end(), 10)
+    }, (fake) =>
+      Effect.gen(function*() {
+        const client = yield* ApiClient
+        for (let call = 0; call < 10; call++) {
+          yield* client.chat("x")
+          yield* Stream.runDrain(client.chatStream("x"))
+        }
+        assert.strictEqual(fake.seen.length, 20)
+        assert.strictEqual(fake.socketsTotal, 1)
+      })))
 
   it.live("asks an endpoint of one's own without a key", () =>
     withFake((response) => json(response, completion("ok")), (fake) =>

@@ -4,8 +4,6 @@ import { Effect, Exit, Layer, Logger, Redacted, References, Stream, Tracer } fro
 import { EmbeddingModel, LanguageModel } from "effect/ai"
 import { inspect } from "node:util"
 import { ApiClient, type Options } from "../../src/ai/ApiClient.ts"
-import { makeRedact } from "../../src/ai/ApiFailure.ts"
-import { make as makeEndpoint } from "../../src/ai/Endpoint.ts"
 import { completion, delta, event, events, json, make, type Script } from "./FakeOpenAi.ts"
 
 const key = "canary-key-0123456789"
@@ -89,14 +87,9 @@ describe("the key and the credentials of the base URL", () => {
             ]
           }).pipe(
             Effect.provide(
-              ApiClient.layer({
-                model: "fake",
-                embeddingModel: "fake",
-                retries: 0,
-                ...options(fake.origin, withKey)
-              })
+              ApiClient.layer({ model: "fake", embeddingModel: "fake", retries: 0, ...options(fake.origin, withKey) })
+                .pipe(Layer.provideMerge(Layer.mergeAll(logger, Layer.succeed(References.MinimumLogLevel, "All"))))
             ),
-            Effect.provide(Layer.mergeAll(logger, Layer.succeed(References.MinimumLogLevel, "All"))),
             Effect.provideService(Tracer.Tracer, tracer)
           )
           // The endpoint did get the credentials, so that there was something to leak.
@@ -124,37 +117,14 @@ describe("the key and the credentials of the base URL", () => {
   it.live("stay out of a network error", () =>
     Effect.gen(function*() {
       const error = yield* ApiClient.use((client) => Effect.flip(client.chat("x"))).pipe(
-        Effect.provide(ApiClient.layer({ model: "fake", retries: 0, ...options("http://127.0.0.1:1", true) })),
-        Effect.provide(Logger.layer([]))
+        Effect.provide(
+          ApiClient.layer({ model: "fake", retries: 0, ...options("http://127.0.0.1:1", true) }).pipe(
+            Layer.provideMerge(Logger.layer([]))
+          )
+        )
       )
       assert.strictEqual(error.reason._tag, "Unreachable")
       assert.include(error.message, "ECONNREFUSED")
       assertClean("error", [error, error.stack, error.cause])
     }))
-})
-
-describe("makeRedact", () => {
-  it("removes secrets, their URL form and what is shaped like a key, and leaves no half of one", () => {
-    const redact = makeRedact([Redacted.make("canary/1"), Redacted.make("abc")])
-    assert.strictEqual(redact("x canary/1 y canary%2F1 z abc"), "x <redacted> y <redacted> z abc")
-    assert.strictEqual(redact("Incorrect key: sk-proj-1234******abcd."), "Incorrect key: <redacted>")
-    const long = redact(`${"x".repeat(295)}canary/1${"y".repeat(500)}`)
-    assert.notInclude(long, "canary")
-    assert.strictEqual(long.length, 301)
-  })
-
-  it("leaves nothing that could forge a log line or drive a terminal", () => {
-    assert.strictEqual(makeRedact([])("a\n{\"level\":\"fatal\"}\u001b[2J"), "a {\"level\":\"fatal\"}\\u001b[2J")
-  })
-})
-
-describe("Endpoint", () => {
-  it("shows an address without credentials", () => {
-    const endpoint = makeEndpoint(options("http://host:1", true))
-    assert.strictEqual(endpoint._tag, "Success")
-    if (endpoint._tag === "Success") {
-      assert.strictEqual(endpoint.success.host, "host:1")
-      assertClean("endpoint", [endpoint.success.host, endpoint.success.secrets])
-    }
-  })
 })
