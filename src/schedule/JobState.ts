@@ -51,11 +51,13 @@ export const load = Effect.fnUntraced(function*(name: string) {
 
 export const save = Effect.fnUntraced(function*(name: string, record: JobRecord, fencingToken: bigint) {
   const sql = yield* SqlClient.SqlClient
+  // Postgres takes a bare parameter of a SELECT for text.
   const rows = yield* sql`INSERT INTO job_state
       (name, schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires, fencing_token)
-    SELECT ${name}, ${record.schedule}, ${record.accountedUntil}, ${record.lastFiredAt ?? null},
-      ${record.lastOutcome ?? null}, ${record.lastError?.slice(0, errorLengthMax) ?? null}, ${record.misfires},
-      ${fencingToken}
+    SELECT CAST(${name} AS TEXT), CAST(${record.schedule} AS TEXT), CAST(${record.accountedUntil} AS BIGINT),
+      CAST(${record.lastFiredAt ?? null} AS BIGINT), CAST(${record.lastOutcome ?? null} AS TEXT),
+      CAST(${record.lastError?.slice(0, errorLengthMax) ?? null} AS TEXT), CAST(${record.misfires} AS BIGINT),
+      CAST(${fencingToken} AS BIGINT)
     WHERE ${Fence.admits(sql, fencingToken)}
     ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, accounted_until = excluded.accounted_until,
       last_fired_at = excluded.last_fired_at, last_outcome = excluded.last_outcome, last_error = excluded.last_error,

@@ -88,10 +88,13 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
   const put = Effect.fnUntraced(
     function*(slot: PostSlot, state: PostState, reason: string | undefined, from: ReadonlyArray<PostState>) {
       const now = yield* Clock.currentTimeMillis
+      // Postgres takes a bare parameter of a SELECT for text.
       const rows = yield* sql`INSERT INTO post_ledger
           (post_key, file, channel, due_at, state, message_id, reason, updated_at, fencing_token)
-        SELECT ${slot.key}, ${slot.file}, ${slot.channel}, ${slot.dueAt}, ${state}, NULL,
-          ${reason?.slice(0, reasonLengthMax) ?? null}, ${now}, ${fencingToken}
+        SELECT CAST(${slot.key} AS TEXT), CAST(${slot.file} AS TEXT), CAST(${slot.channel} AS TEXT),
+          CAST(${slot.dueAt} AS BIGINT), CAST(${state} AS TEXT), CAST(NULL AS BIGINT),
+          CAST(${reason?.slice(0, reasonLengthMax) ?? null} AS TEXT), CAST(${now} AS BIGINT),
+          CAST(${fencingToken} AS BIGINT)
         WHERE ${admits}
         ON CONFLICT (post_key) DO UPDATE SET state = excluded.state, reason = excluded.reason,
           updated_at = excluded.updated_at, fencing_token = excluded.fencing_token
