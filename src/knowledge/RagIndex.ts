@@ -114,6 +114,8 @@ export class RagIndex extends Context.Service<RagIndex, {
 const questionLengthMax = 2_000
 const queryTermsMax = 64
 const repeatsMax = 4
+/** From this many passages on, speed counts. */
+const largeIndex = 5_000
 /** Rows of one INSERT, and chunks between two pauses for other fibers. */
 const rowsPerStatement = 32
 
@@ -301,8 +303,10 @@ const make = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, tokenizer: To
     const count = yield* countPassages
     const terms = (yield* weigh(question)).filter(({ frequency }) => frequency > 0)
     if (terms.length === 0) return []
-    // FTS5 gives a token of more than half of the passages no weight, but reads its whole list: leave those out.
-    const rare = terms.filter(({ frequency }) => frequency * 2 <= count)
+    // FTS5 gives a token of more than half of the passages no weight, but reads its whole list: leave those out. In a
+    // large index a fifth is enough: a third of the time for 0.002 nDCG@10 over 25,000 passages.
+    const commonness = count > largeIndex ? 5 : 2
+    const rare = terms.filter(({ frequency }) => frequency * commonness <= count)
     // A word that the question repeats is what it is about: it counts as often as it is said.
     const match = (rare.length > 0 ? rare : terms).flatMap(({ count, token }) =>
       Array.from({ length: Math.min(count, repeatsMax) }, () => `"${token.replaceAll("\"", "\"\"")}"`)
