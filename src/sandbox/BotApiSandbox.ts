@@ -11,6 +11,7 @@
  * bots share the chats of the sandbox.
  */
 import { Context, Effect, Layer, Random, Schema, type Stream } from "effect"
+import { bounded } from "../operations/Release.ts"
 import { BotApiServer } from "./BotApiServer.ts"
 import * as Chats from "./Chats.ts"
 import type { Fault } from "./Faults.ts"
@@ -127,7 +128,7 @@ export class BotApiSandbox extends Context.Service<BotApiSandbox, {
         firstIdRange.min + Math.floor(random.nextDoubleUnsafe() * (firstIdRange.max - firstIdRange.min + 1))
       const server = new BotApiServer({ world, journal, timers, firstUpdateId })
       server.open(sandboxToken)
-      yield* Effect.addFinalizer(() => Effect.sync(() => server.close()))
+      yield* Effect.addFinalizer(() => bounded("sandbox")(Effect.sync(() => server.close())))
 
       const refused = (kind: SandboxRefused["kind"], message: string) => new SandboxRefused({ kind, message })
       const botsFor = (id: number | undefined): Effect.Effect<ReadonlyArray<SandboxBot>, SandboxRefused> => {

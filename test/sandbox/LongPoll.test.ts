@@ -403,6 +403,15 @@ describe("LongPoll: offsets and limits", () => {
       assert.deepStrictEqual(ids(yield* call("getUpdates", { offset: 0 })), [])
     }).pipe(Effect.provide(BotApiSandbox.layer)))
 
+  it.effect("a negative offset means the queue as it was when the poll parked", () =>
+    Effect.gen(function*() {
+      const parked = yield* at(-1)
+      const first = yield* write("a")
+      const second = yield* write("b")
+      yield* pass(2)
+      assert.deepStrictEqual(ids(parked.answer()), [first, second])
+    }).pipe(Effect.provide(BotApiSandbox.layer)))
+
   it.effect("the limit is cut to 1 to 100, and is 100 when absent", () =>
     Effect.gen(function*() {
       yield* Effect.forEach(Array.from({ length: 150 }), () => write())

@@ -141,7 +141,15 @@ describe("SandboxServer", () => {
       const { port } = new URL(url)
       const status = (path: string, host: string) =>
         ask(`${url}${path}`, { headers: { host } }).then(({ status }) => status)
-      for (const host of [`evil.example:${port}`, "evil.example", `127.0.0.1.evil.example:${port}`, "localhost.evil"]) {
+      for (
+        const host of [
+          `evil.example:${port}`,
+          "evil.example",
+          `127.0.0.1.evil.example:${port}`,
+          "localhost.evil",
+          "notlocalhost"
+        ]
+      ) {
         assert.strictEqual(await status("/sandbox/chats", host), 403, host)
         assert.strictEqual(await status("/", host), 403, host)
       }

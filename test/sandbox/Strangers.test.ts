@@ -26,8 +26,8 @@ describe.concurrent("strangers", () => {
       const bot = new Bot(sandboxToken, { client: { apiRoot: url } })
       bot.on("message:text", (ctx) => ctx.reply(`echo ${ctx.message.text}`))
       yield* Effect.acquireRelease(
-        Effect.sync(() => bot.start()),
-        (running) => Effect.promise(() => bot.stop().then(() => running))
+        Effect.sync(() => ({ ended: bot.start() })),
+        ({ ended }) => Effect.promise(() => bot.stop().then(() => ended))
       )
       yield* Effect.promise(() => control(url, "POST", "messages", { text: "hello" }))
       yield* until(Effect.map(texts(url, 1), (all) => all.length === 2))
@@ -39,17 +39,16 @@ describe.concurrent("strangers", () => {
       const { url } = yield* SandboxServer
       const bot = new Telegraf(otherToken, { telegram: { apiRoot: url } })
       bot.on("text", (ctx) => ctx.reply(`echo ${ctx.message.text}`))
-      const running = yield* Effect.acquireRelease(
-        Effect.callback<Promise<void>>((resume) => {
-          const running = bot.launch(() => resume(Effect.sync(() => running)))
+      yield* Effect.acquireRelease(
+        Effect.callback<{ readonly ended: Promise<void> }>((resume) => {
+          const running = { ended: bot.launch(() => resume(Effect.succeed(running))) }
         }),
-        (running) =>
+        ({ ended }) =>
           Effect.promise(() => {
             bot.stop("the test is over")
-            return running
+            return ended
           })
       )
-      assert.instanceOf(running, Promise)
       yield* Effect.promise(() => control(url, "POST", "messages", { text: "hello", chat_id: 7, bot: 42 }))
       yield* until(Effect.map(texts(url, 7), (all) => all.length === 2))
       assert.deepStrictEqual(yield* texts(url, 7), ["hello", "echo hello"])
