@@ -273,6 +273,20 @@ describe("InstanceLock", () => {
       }))
   }
 
+  it.effect("does not believe a yes that arrives after the trust has run out, as after SIGSTOP", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      let paused = 0
+      const frozen: Clock.Clock = { ...clock, currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + paused }
+      const store = yield* makeMemory()
+      const pausing: Store = {
+        ...store,
+        renew: (grant) => Effect.tap(store.renew(grant), () => Effect.sync(() => paused += 60_000))
+      }
+      const { lock } = yield* Effect.provideService(open(pausing), Clock.Clock, frozen)
+      assert.strictEqual((yield* Effect.flip(lock.verify))._tag, "LeaseLost")
+    }))
+
   it.effect("stops the service with 75 when the lease was taken over, and says it once", () =>
     Effect.gen(function*() {
       const logs: Array<string> = []

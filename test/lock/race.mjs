@@ -103,7 +103,7 @@ export const round = async (path, racers, holder) => {
   const refused = reports.filter(({ event }) => event === "refused")
   const published = (await readFile(path, "utf8").catch(() => "")).trim()
   const winners = racers.filter(({ child }) => holders.includes(child.pid))
-  const released = winners.map((racer) => racer.next("released"))
+  const released = winners.map((racer) => racer.next("released", "refused"))
   for (const racer of winners) racer.release()
   await Promise.all(released)
   return {
