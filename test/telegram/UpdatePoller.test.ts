@@ -410,31 +410,47 @@ describe("UpdatePoller", () => {
     })
   })
 
-  it.effect("confirms with one short poll when updates came in last, and with none when nothing is new", () =>
+  it.effect("confirms with one short poll what was stored since the last poll, and asks nothing when there is nothing", () =>
     Effect.gen(function*() {
-      const { parked, poller, polls, sandbox, start, useFetch } = yield* setUp()
+      const { parked, poller, polls, sandbox, start } = yield* setUp({
+        register: on("message", () => Effect.never),
+        dispatcher: { capacity: 1 }
+      })
       const first = yield* start
       yield* parked
       yield* first.stop
-      assert.lengthOf(yield* polls, 1) // the probe; the parked one was never answered
+      assert.lengthOf(yield* polls, 1) // the probe; the parked poll was never answered
 
-      const { updateIds } = yield* sandbox.userWrites({ text: "x" })
-      let long = 0
-      useFetch((input, init) => {
-        const body = typeof init?.body === "string" ? init.body : ""
-        // The poll after the batch never reaches Telegram, as when the stop comes first.
-        return body.includes("\"timeout\":30") && long++ === 0
-          ? new Promise((_, reject) => init?.signal?.addEventListener("abort", () => reject(new Error("aborted"))))
-          : sandbox.fetch(input, init)
-      })
+      for (let chatId = 1; chatId <= 3; chatId++) yield* sandbox.userWrites({ chatId, text: "x" })
+      yield* pass("3 seconds") // Telegram gives one update only to a poll that repeats its offset at once
       const second = yield* start
-      yield* second.poller.ready
-      yield* until("the poll after the batch", Effect.sync(() => long > 0))
-      assert.strictEqual((yield* poller).pending, 1)
-      yield* second.stop
-      // The aborted poll carried the same offset; it counts as sent, so nothing is asked twice.
-      assert.isAtMost((yield* polls).length, 3)
-      assert.lengthOf(updateIds, 1)
+      // Its handlers are behind, so the poller has stored the batch and not polled since.
+      yield* until("the batch is stored", Effect.map(second.inbox.unfinished(all), (stored) => stored.length === 3))
+      assert.strictEqual((yield* poller).pending, 3)
+      const stopping = yield* Effect.forkChild(second.stop)
+      yield* pass("5 seconds")
+      yield* Fiber.join(stopping)
+      assert.strictEqual((yield* poller).pending, 0)
+      assert.deepInclude((yield* polls).at(-1)?.params, { limit: 1, timeout: 0 })
+      // The two probes, the poll that the first stop aborted (the server answers it all the same), and this one.
+      assert.lengthOf(yield* polls, 4)
+    }))
+
+  it.effect("confirms nothing when the lease is gone", () =>
+    Effect.gen(function*() {
+      const { lock, logs, poller, sandbox, start } = yield* setUp({
+        register: on("message", () => Effect.never),
+        dispatcher: { capacity: 1 }
+      })
+      for (let chatId = 1; chatId <= 3; chatId++) yield* sandbox.userWrites({ chatId, text: "x" })
+      const { inbox, stop } = yield* start
+      yield* until("the batch is stored", Effect.map(inbox.unfinished(all), (stored) => stored.length === 3))
+      yield* lock.lose
+      yield* stop
+      assert.strictEqual((yield* poller).pending, 3)
+      assert.isTrue(
+        logs.messages().some((message) => message.startsWith("The last updates are stored but not confirmed"))
+      )
     }))
 
   it.effect("counts polls by outcome and shows the wait", () =>
