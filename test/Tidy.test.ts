@@ -24,7 +24,8 @@ const read = (root: string, extension: RegExp): ReadonlyArray<Source> =>
       return { path, text, code: stripComments(text) }
     })
 
-const sources = read("src", /\.ts$/)
+// A declaration of a foreign module is found by the compiler, not imported.
+const sources = read("src", /(?<!\.d)\.ts$/)
 const tests = read("test", /\.(ts|mjs)$/)
 const isProcess = (path: string) => path === join("src", "main.ts") || path.startsWith(join("src", "cli"))
 

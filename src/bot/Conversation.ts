@@ -24,7 +24,14 @@ export interface ConversationOptions {
 /** The handlers of Soloist's own bot. */
 export const layer = (options: ConversationOptions): Layer.Layer<UpdateHandler, never, BotSession | Answers | Health> =>
   UpdateHandler.layer(Effect.gen(function*() {
-    const { me } = yield* BotSession
+    const { call, me } = yield* BotSession
+    // The menu is a convenience: nobody waits for it, and without it every command still works.
+    yield* call("setMyCommands", (api, signal) => api.setMyCommands([...commands], undefined, signal)).pipe(
+      Effect.catch((error) =>
+        Effect.logWarning("The command menu could not be set").pipe(Effect.annotateLogs({ reason: error.message }))
+      ),
+      Effect.forkScoped
+    )
     yield* command("start", (ctx) => say(ctx, greeting(me.first_name)))
     yield* command("help", (ctx) => say(ctx, help))
     yield* command("ask", (ctx) => ctx.match.trim() === "" ? say(ctx, howToAsk) : answer(ctx, ctx.match))
@@ -36,7 +43,7 @@ export const layer = (options: ConversationOptions): Layer.Layer<UpdateHandler, 
   }))
 
 /** The commands as Telegram shows them in its menu. */
-export const commands = [
+const commands = [
   { command: "ask", description: "Ask the documents" },
   { command: "help", description: "What this bot can do" },
   { command: "status", description: "How the service is doing (admins)" }
