@@ -69,7 +69,7 @@ const sight = (file: string, path: string, stat: Fs.BigIntStats): Sighting => ({
 export const look = (seen: Sighting): Effect.Effect<Sighting | undefined> =>
   lstat(seen.path).pipe(
     Effect.map((stat) => stat.isFile() ? sight(seen.file, seen.path, stat) : undefined),
-    Effect.catch(() => Effect.succeed(undefined))
+    Effect.orElseSucceed(() => undefined)
   )
 
 /**
@@ -151,7 +151,7 @@ export const scanFiles = Effect.fnUntraced(function*(paths: ReadonlyArray<string
   const folders: Array<{ readonly path: string; readonly state: string }> = []
   for (const path of paths) {
     const name = NodePath.basename(path)
-    const stat = yield* lstat(path).pipe(Effect.catch(() => Effect.succeed(undefined)))
+    const stat = yield* lstat(path).pipe(Effect.orElseSucceed(() => undefined))
     if (stat?.isFile()) files.set(name, sight(name, path, stat))
     const folder = NodePath.dirname(path)
     if (!folders.some((known) => known.path === folder)) folders.push({ path: folder, state: "" })

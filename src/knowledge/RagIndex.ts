@@ -232,10 +232,8 @@ const make = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, tokenizer: To
 
   const countPassages = Effect.suspend(() => {
     if (passageCount !== undefined) return Effect.succeed(passageCount)
-    return Effect.map(sql<{ readonly count: number }>`SELECT count(*) AS count FROM chunk`, ([row]) => {
-      passageCount = row?.count ?? 0
-      return passageCount
-    })
+    const counted = sql<{ readonly count: number }>`SELECT count(*) AS count FROM chunk`
+    return Effect.map(counted, ([row]) => (passageCount = row?.count ?? 0))
   })
 
   // In batches, so that a large vocabulary does not hold the event loop. Words indexed meanwhile add themselves.

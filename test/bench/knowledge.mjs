@@ -40,7 +40,8 @@ let seed = 42
 const random = () => (seed = (seed * 1_103_515_245 + 12_345) % 2 ** 31) / 2 ** 31
 const percent = (value) => `${(100 * value).toFixed(1)} %`
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length)
-const quantile = (values, q) => values.toSorted((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * q))]
+const quantile = (values, q) =>
+  values.toSorted((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * q))]
 const print = (name, value) => console.log(`${name.padEnd(46)} ${value}`)
 
 /** One transposed, lost, doubled or replaced letter in one of the longer words. */
@@ -77,21 +78,23 @@ const copyForeign = (from, to) => {
 
 const service = (directory, state) => {
   const index = RagIndex.layer({ directory: state })
-  return Layer.mergeAll(RagObserver.layer({ directory, isHinted: false, scanPeriod: "1 hour" }), Answers.layerWith({})).pipe(
-    Layer.provideMerge(Layer.mergeAll(index, Health.layer, Supervisor.layer)),
-    Layer.provide(NodeServices.layer),
-    Layer.provideMerge(Layer.succeed(References.MinimumLogLevel, "Error"))
-  )
+  return Layer.mergeAll(RagObserver.layer({ directory, isHinted: false, scanPeriod: "1 hour" }), Answers.layerWith({}))
+    .pipe(
+      Layer.provideMerge(Layer.mergeAll(index, Health.layer, Supervisor.layer)),
+      Layer.provide(NodeServices.layer),
+      Layer.provideMerge(Layer.succeed(References.MinimumLogLevel, "Error"))
+    )
 }
 const processorTime = () => {
   const { system, user } = process.cpuUsage()
   return (user + system) / 1000
 }
-const timed = (effect) => Effect.gen(function*() {
-  const from = performance.now()
-  const value = yield* effect
-  return [value, performance.now() - from]
-})
+const timed = (effect) =>
+  Effect.gen(function*() {
+    const from = performance.now()
+    const value = yield* effect
+    return [value, performance.now() - from]
+  })
 const documentsOf = (passages) => [...new Set(passages.map(({ file }) => file))]
 
 const rank = Effect.fnUntraced(function*(name, texts) {
@@ -118,8 +121,10 @@ const rank = Effect.fnUntraced(function*(name, texts) {
     }
     scores.map.push(precision / grades.size)
   }
-  print(`${name}: nDCG@10 / R@10 / R@100 / MAP`,
-    [scores.ndcg, scores.r10, scores.r100, scores.map].map((values) => mean(values).toFixed(3)).join(" / "))
+  print(
+    `${name}: nDCG@10 / R@10 / R@100 / MAP`,
+    [scores.ndcg, scores.r10, scores.r100, scores.map].map((values) => mean(values).toFixed(3)).join(" / ")
+  )
   return { times, processor }
 })
 
@@ -140,10 +145,12 @@ const whole = Effect.gen(function*() {
   delay.disable()
   const stats = yield* index.stats
   print("documents / passages", `${stats.documents} / ${stats.passages}`)
-  print("cold build, from the folder", 
+  print(
+    "cold build, from the folder",
     `${(built / 1000).toFixed(2)} s (${((processorTime() - worked) / 1000).toFixed(2)} s of processor), longest block ${
       (delay.max / 1e6).toFixed(0)
-    } ms`)
+    } ms`
+  )
   print("knowledge.db", `${(fs.statSync(path.join(temporary, "state", "knowledge.db")).size / 1e6).toFixed(1)} MB`)
   print("left out", (yield* observer.problems).length)
 
@@ -162,7 +169,10 @@ const whole = Effect.gen(function*() {
   const { processor, times } = yield* rank("questions", queries.map(({ text }) => text))
   yield* rank("one typo per question", queries.map(({ text }) => withTypo(text)))
   print("search p50 / p99", `${quantile(times, 0.5).toFixed(1)} / ${quantile(times, 0.99).toFixed(1)} ms`)
-  print("the same in processor time", `${quantile(processor, 0.5).toFixed(1)} / ${quantile(processor, 0.99).toFixed(1)} ms`)
+  print(
+    "the same in processor time",
+    `${quantile(processor, 0.5).toFixed(1)} / ${quantile(processor, 0.99).toFixed(1)} ms`
+  )
   const asks = []
   const answers = yield* Answers
   for (const { text } of queries) asks.push((yield* timed(answers.ask(text)))[1])
@@ -181,8 +191,10 @@ const whole = Effect.gen(function*() {
       if (holds(found.text.replace(/ \[\d+\]/g, ""))) inQuotes++
       if (holds(found.passages[0].text)) inBest++
     }
-    print("answer inside the quotes / the best passage",
-      `${percent(inQuotes / answerable.length)} / ${percent(inBest / answerable.length)}`)
+    print(
+      "answer inside the quotes / the best passage",
+      `${percent(inQuotes / answerable.length)} / ${percent(inBest / answerable.length)}`
+    )
   }
   if (given("off-topic") !== undefined) {
     const other = jsonLines(path.join(given("off-topic"), "queries.jsonl")).map(({ text }) => text)
@@ -196,8 +208,12 @@ const half = Effect.fnUntraced(function*(kept) {
   const isKept = ({ _id }) => [...qrels.get(_id).keys()].some((id) => kept.has(id))
   const answerable = queries.filter(isKept)
   const missing = queries.filter((query) => !isKept(query))
-  print("near misses refused / answerable refused", `${percent(yield* refused(missing.map(({ text }) => text)))} / ${
-    percent(yield* refused(answerable.map(({ text }) => text)))}`)
+  print(
+    "near misses refused / answerable refused",
+    `${percent(yield* refused(missing.map(({ text }) => text)))} / ${
+      percent(yield* refused(answerable.map(({ text }) => text)))
+    }`
+  )
 })
 
 try {
@@ -208,7 +224,9 @@ try {
   const halfFolder = path.join(temporary, "half")
   write(halfFolder, kept)
   await Effect.runPromise(
-    half(new Set(kept.map(({ _id }) => _id))).pipe(Effect.provide(service(halfFolder, path.join(temporary, "half-state"))))
+    half(new Set(kept.map(({ _id }) => _id))).pipe(
+      Effect.provide(service(halfFolder, path.join(temporary, "half-state")))
+    )
   )
 } finally {
   fs.rmSync(temporary, { recursive: true, force: true })
