@@ -3,7 +3,7 @@
  * ask. A host brings handlers of its own instead (`telegram/UpdateHandler.ts`). The invariants: whatever is said of the
  * documents is cited; `/status` is for the numeric ids of the admins alone, because names change hands.
  */
-import { Effect, Layer } from "effect"
+import { Effect, type Layer } from "effect"
 import type { Context as GrammyContext } from "grammy"
 import { type Answer, Answers, type Citation } from "../knowledge/Answers.ts"
 import type { RagIndexError } from "../knowledge/RagIndex.ts"

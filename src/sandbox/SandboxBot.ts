@@ -49,7 +49,7 @@ export class SandboxBot {
   constructor(id: number, firstUpdateId: number, timers: Timers) {
     this.id = id
     this.timers = timers
-    this.user = { id, is_bot: true, first_name: `Sandbox bot ${id}`, username: `sandbox_${id}_bot` }
+    this.user = { id, is_bot: true, first_name: "Soloist", username: `sandbox_${id}_bot` }
     this.queue = new UpdateQueue(firstUpdateId)
     this.longPoll = new LongPoll(this.queue, timers)
     this.startedAt = timers.now()
