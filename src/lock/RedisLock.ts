@@ -17,29 +17,16 @@
  * Redis 6.2 or newer. An access list needs `+evalsha +script +subscribe +info +time +publish`, the commands on hashes
  * and keys, and `~{soloist:*`, `&{soloist:*`. Without `+info` a restart is not noticed by its run id.
  */
-import {
-  Config,
-  Deferred,
-  Duration,
-  Effect,
-  Fiber,
-  Layer,
-  Option,
-  Queue,
-  Random,
-  type Redacted,
-  Schedule,
-  Schema
-} from "effect"
+import { Config, Duration, Effect, Layer, Option, Queue, type Redacted, Schedule, Schema } from "effect"
 import { Redis } from "effect/persistence"
 // A digest without a service: it names a text.
 import { createHash } from "node:crypto"
-import { bounded } from "../operations/Release.ts"
 import { answerWithin } from "./CallDeadline.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
 import * as Connection from "./RedisLock/Connection.ts"
 import { explain, isBroken } from "./RedisLock/Failures.ts"
 import * as Scripts from "./RedisLock/Scripts.ts"
+import * as Wakeup from "./Wakeup.ts"
 
 export interface Options {
   /** Tells the locks of several bots apart: the number before the colon of the token, never the secret. */
@@ -50,10 +37,6 @@ export interface Options {
   readonly callTimeout?: Duration.Input
 }
 
-/** How long a standby waits at most before it asks again although nothing was published. */
-const pollPeriod = Duration.seconds(2)
-/** Spreads the standbys that wait for the same lease to expire. */
-const jitterMax = Duration.millis(100)
 const ttlDefault = Duration.seconds(15)
 const callTimeoutDefault = Duration.seconds(2)
 
@@ -178,27 +161,13 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
       fencingToken: BigInt(answer[1])
     })
 
-  let published = Deferred.makeUnsafe<void>()
-  yield* listening(redis, keys.channel, () => {
-    const waiting = published
-    published = Deferred.makeUnsafe()
-    Deferred.doneUnsafe(waiting, Effect.void)
-  })
-  // Asked after the wait for the message has begun, so a release in between is not missed.
-  const changed = Effect.suspend(() => {
-    const message = Deferred.await(published)
-    const wait = Effect.matchEffect(peek, {
-      onFailure: () => Effect.sleep(pollPeriod),
-      onSuccess: (answer) =>
-        answer[0] === "free" && answer[1] === 0
-          ? Effect.void
-          : Effect.flatMap(Random.nextBetween(0, Duration.toMillis(jitterMax)), (jitter) =>
-            Effect.sleep(
-              Duration.min(Duration.millis((answer[0] === "free" ? answer[1] : answer[3]) + jitter), pollPeriod)
-            ))
-    })
-    return Effect.raceFirst(message, wait)
-  })
+  const wait = yield* Wakeup.make("Redis subscription", (rouse) =>
+    Effect.gen(function*() {
+      const messages = yield* redis.subscribe(keys.channel)
+      rouse()
+      return yield* Effect.forever(Effect.map(Queue.take(messages), rouse))
+    }))
+  const changed = wait(Effect.map(peek, (answer) => Duration.millis(answer[0] === "free" ? answer[1] : answer[3])))
 
   return LockStore.of({ resource, ttl, acquire, renew, release, status, changed })
 })
@@ -238,32 +207,6 @@ const asking =
         }))
     )
   }
-
-/**
- * Calls `onMessage` for everything that is published while the scope is open. Only a hint: when the subscription is
- * down, the poll period bounds the wait.
- */
-const listening = Effect.fnUntraced(function*(
-  redis: Redis.Redis["Service"],
-  channel: string,
-  onMessage: () => void
-) {
-  const listen = Effect.gen(function*() {
-    const messages = yield* redis.subscribe(channel)
-    // Something may have been published while nobody listened.
-    onMessage()
-    return yield* Effect.forever(Effect.map(Queue.take(messages), onMessage))
-  })
-  yield* Effect.acquireRelease(
-    Effect.scoped(listen).pipe(
-      Effect.catchCause((cause) => Effect.logDebug("Instance lock subscription ended", cause)),
-      Effect.andThen(Effect.sleep(pollPeriod)),
-      Effect.forever,
-      Effect.forkDetach
-    ),
-    (fiber) => bounded("Redis subscription")(Fiber.interrupt(fiber))
-  )
-})
 
 /**
  * A Lua write that Redis refuses with `LeaseLost` unless the grant is still the newest, checked in the same step. The

@@ -1,0 +1,278 @@
+/**
+ * The instance lock of several hosts as a row in Postgres: who holds the lease, until when, and the fencing token, which
+ * is the row's `epoch`. The row is never deleted and the table is logged, so nothing is forgotten in a crash. A row
+ * instead of an advisory lock: it works through a pooler in transaction mode, it is one `select` to inspect, a holder
+ * whose connection dies keeps its lease, and a write can check the token in its own transaction (`fenced`). The
+ * invariants are those of the port; all comparisons of times use `clock_timestamp()` of the server.
+ *
+ * The token is one more than the last, or the time in milliseconds if that is larger, as in the other stores: so it
+ * also grows when a bot moves from one kind of lock to another, or its table is restored from a backup.
+ *
+ * A failover to an asynchronous replica may lose the last grant. Use synchronous replication, or accept two holders for
+ * up to a trust window, of which the token lets only the newer one write.
+ *
+ * ```sql
+ * select name, owner, epoch, expires_at, meta from instance_lock;
+ * ```
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { Cause, Config, Duration, Effect, Layer, Option, Queue, Random, type Redacted, Schema } from "effect"
+import { SqlClient, SqlError } from "effect/sql"
+import { answerWithin } from "./CallDeadline.ts"
+import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
+import * as Connection from "./PostgresLock/Connection.ts"
+import { explain, type Explanation } from "./PostgresLock/Failures.ts"
+import * as Wakeup from "./Wakeup.ts"
+
+export interface Options {
+  /** Tells the locks of several bots apart: the number before the colon of the token, never the secret. */
+  readonly name: string
+  /** How long a grant lasts without renewal; 15 seconds when nothing else is said. The same in every instance. */
+  readonly ttl?: Duration.Input
+  /** How long Postgres may take for one answer; 2 seconds when nothing else is said. */
+  readonly callTimeout?: Duration.Input
+}
+
+const ttlDefault = Duration.seconds(15)
+const callTimeoutDefault = Duration.seconds(2)
+/** How long to do without notifications where none arrive. */
+const deafPeriod = Duration.minutes(1)
+const channel = "soloist_instance_lock"
+
+const HolderText = Schema.fromJsonString(Holder)
+const decodeHolder = Schema.decodeUnknownOption(HolderText)
+const encodeHolder = Schema.encodeSync(HolderText)
+
+/**
+ * A `LockStore` on the `SqlClient` of the host, which must be Postgres. Building it makes the table where it is missing,
+ * so it fails when Postgres does not answer. Where the client is a `PgClient` a release wakes the standbys at once
+ * (LISTEN, one connection of the pool); elsewhere, and behind a pooler in transaction mode, they ask every 2 seconds.
+ * Behind such a pooler the client must not prepare statements: `PgClient.layer({ prepare: false })`.
+ */
+export const layer = (options: Options): Layer.Layer<LockStore, LockStoreError, SqlClient.SqlClient> =>
+  Layer.effect(LockStore, make(options, `postgres instance_lock "${options.name}"`))
+
+/** As `layer`, with connections of its own to `url`, made so that they work through any pooler. */
+export const layerNode = (
+  options: Options & { readonly url: Redacted.Redacted }
+): Layer.Layer<LockStore, LockStoreError> => {
+  const resource = `postgres://${Connection.describe(options.url)} instance_lock "${options.name}"`
+  const failed = (explanation: Explanation) =>
+    Layer.effect(LockStore, new LockStoreError({ resource, operation: "connect", ...explanation }))
+  if (!Connection.isReadable(options.url)) {
+    return failed({
+      reason: "the URL of the database cannot be read",
+      advice: "Set DATABASE_URL to postgres://user:password@host:port/database; " +
+        "characters such as @ and / in the password are written as %40 and %2F.",
+      isRetryable: false,
+      cause: undefined
+    })
+  }
+  const callTimeout = Duration.fromInputUnsafe(options.callTimeout ?? callTimeoutDefault)
+  return Layer.effect(LockStore, make(options, resource)).pipe(
+    Layer.provide(Connection.layer({ url: options.url, callTimeout })),
+    Layer.catchTag("SqlError", (error) => failed(explain(error)))
+  )
+}
+
+/** As `layerNode`, with the URL from the configuration: `DATABASE_URL`. */
+export const layerConfig = (options: Options): Layer.Layer<LockStore, LockStoreError | Config.ConfigError> =>
+  Layer.unwrap(Effect.map(Config.Redacted("DATABASE_URL"), (url) => layerNode({ ...options, url })))
+
+const make = Effect.fnUntraced(function*(options: Options, resource: string) {
+  const sql = yield* SqlClient.SqlClient
+  const ttl = Duration.fromInputUnsafe(options.ttl ?? ttlDefault)
+  const callTimeout = Duration.fromInputUnsafe(options.callTimeout ?? callTimeoutDefault)
+  const { name } = options
+  const leaseEnd = sql`clock_timestamp() + make_interval(secs => ${Duration.toMillis(ttl) / 1000}::float8)`
+
+  // In the transaction, because a pooler hands settings of a session on to strangers. A grant must be on disk when it
+  // is told: a server that answers earlier could forget it in a crash.
+  const limits = sql`SELECT
+    set_config('statement_timeout', ${String(Math.ceil(Duration.toMillis(callTimeout)))}::text, true),
+    set_config('lock_timeout', ${String(Math.ceil(Duration.toMillis(callTimeout) / 2))}::text, true),
+    set_config('synchronous_commit',
+      CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,
+      true)`
+  const ask = <A, E>(operation: string, statements: Effect.Effect<A, E>) =>
+    sql.withTransaction(Effect.andThen(limits, statements)).pipe(
+      Effect.catchIf(
+        isSqlError,
+        (error) => Effect.fail(new LockStoreError({ resource, operation, ...explain(error) }))
+      ),
+      answerWithin(callTimeout, () =>
+        new LockStoreError({
+          resource,
+          operation,
+          reason: `Postgres did not answer within ${Duration.format(callTimeout)}`,
+          advice: "Check that it runs and that the network to it is up.",
+          isRetryable: true,
+          cause: undefined
+        }))
+    )
+
+  yield* ask("create", createTable(sql))
+
+  const holderOf = Effect.map(
+    sql<{ holder: string | null }>`SELECT meta::text AS holder FROM instance_lock
+      WHERE name = ${name} AND owner IS NOT NULL AND expires_at > clock_timestamp()`,
+    ([row]) => Option.getOrUndefined(decodeHolder(row?.holder))
+  )
+
+  const acquire = (holder: Holder) =>
+    ask(
+      "acquire",
+      Effect.gen(function*() {
+        const theirs = sql`l.owner = ${holder.owner} AND l.expires_at > clock_timestamp()`
+        const time = sql`floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
+        const [row] = yield* sql<{ token: string; holder: string }>`
+          INSERT INTO instance_lock AS l (name, owner, epoch, expires_at, acquired_at, meta)
+          VALUES (${name}, ${holder.owner}, ${time}, ${leaseEnd}, clock_timestamp(), ${encodeHolder(holder)}::jsonb)
+          ON CONFLICT (name) DO UPDATE SET
+            owner = excluded.owner,
+            epoch = CASE WHEN ${theirs} THEN l.epoch ELSE greatest(l.epoch + 1, ${time}) END,
+            expires_at = ${leaseEnd},
+            acquired_at = CASE WHEN ${theirs} THEN l.acquired_at ELSE clock_timestamp() END,
+            meta = CASE WHEN ${theirs} THEN l.meta ELSE excluded.meta END
+          WHERE l.owner IS NULL OR l.expires_at <= clock_timestamp() OR l.owner = excluded.owner
+          RETURNING epoch::text AS token, meta::text AS holder`
+        if (row === undefined) {
+          const other = yield* holderOf
+          return yield* new LockHeld({ resource, pid: other?.pid, holder: other, advice: undefined })
+        }
+        const grant: Grant = {
+          holder: Option.getOrElse(decodeHolder(row.holder), () => holder),
+          fencingToken: BigInt(row.token)
+        }
+        return grant
+      })
+    )
+
+  const exactly = ({ fencingToken, holder }: Grant) =>
+    sql`name = ${name} AND owner = ${holder.owner} AND epoch = ${String(fencingToken)}::bigint`
+
+  const renew = (grant: Grant) =>
+    ask(
+      "renew",
+      Effect.gen(function*() {
+        const renewed = yield* sql`UPDATE instance_lock SET expires_at = ${leaseEnd}
+          WHERE ${exactly(grant)} AND expires_at > clock_timestamp() RETURNING 1`
+        if (renewed.length > 0) return
+        const reason = (yield* holderOf) === undefined ? "the lease expired" : "another instance holds the lease"
+        return yield* new LeaseLost({ resource, fencingToken: grant.fencingToken, reason })
+      })
+    )
+
+  const release = (grant: Grant) =>
+    ask(
+      "release",
+      Effect.asVoid(sql`WITH released AS (
+          UPDATE instance_lock SET owner = NULL, expires_at = clock_timestamp() WHERE ${exactly(grant)} RETURNING name
+        ) SELECT pg_notify(${channel}, name) FROM released`)
+    )
+
+  const status = ask(
+    "status",
+    Effect.map(
+      sql<{ token: string; holder: string }>`SELECT epoch::text AS token, meta::text AS holder FROM instance_lock
+        WHERE name = ${name} AND owner IS NOT NULL AND expires_at > clock_timestamp()`,
+      ([row]) =>
+        row === undefined
+          ? { holder: undefined, fencingToken: undefined }
+          : { holder: Option.getOrUndefined(decodeHolder(row.holder)), fencingToken: BigInt(row.token) }
+    )
+  )
+
+  const remaining = ask(
+    "status",
+    Effect.map(
+      sql<{ millis: number }>`SELECT
+          greatest(0, extract(epoch FROM expires_at - clock_timestamp()) * 1000)::float8 AS millis
+        FROM instance_lock WHERE name = ${name} AND owner IS NOT NULL`,
+      ([row]) => Duration.millis(row?.millis ?? 0)
+    )
+  )
+  const postgres = yield* Effect.serviceOption(PgClient.PgClient)
+  const wait = yield* Wakeup.make(
+    "Postgres subscription",
+    (rouse) =>
+      Option.isNone(postgres) ? Effect.never : Effect.scoped(listen(postgres.value, name, callTimeout, rouse)).pipe(
+        // Its connection goes back in the meantime.
+        Effect.tapErrorTag("TimeoutError", () => Effect.sleep(deafPeriod))
+      )
+  )
+
+  return LockStore.of({ resource, ttl, acquire, renew, release, status, changed: wait(remaining) })
+})
+
+const isSqlError = <E>(error: E | SqlError.SqlError): error is SqlError.SqlError => SqlError.isSqlError(error)
+
+// Asked for first, because CREATE TABLE IF NOT EXISTS wants the right to create even where the table exists. The lock
+// is for instances that start at the same time: two that create the same table would otherwise fail on the catalog.
+const createTable = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
+  const isThere = sql`SELECT 1 WHERE to_regclass('instance_lock') IS NOT NULL`
+  if ((yield* isThere).length > 0) return
+  yield* sql`SELECT pg_advisory_xact_lock(hashtextextended('soloist/instance_lock', 0))`
+  yield* sql`CREATE TABLE IF NOT EXISTS instance_lock (
+    name text PRIMARY KEY,
+    owner text,
+    epoch bigint NOT NULL,
+    expires_at timestamptz NOT NULL,
+    acquired_at timestamptz NOT NULL,
+    meta jsonb
+  )`
+})
+
+/**
+ * Hears releases, if notifications arrive at all: a pooler in transaction mode accepts LISTEN and then hands the
+ * notifications to whoever has the server's connection. So one is sent to ourselves first.
+ */
+const listen = Effect.fnUntraced(function*(
+  postgres: PgClient.PgClient,
+  name: string,
+  callTimeout: Duration.Duration,
+  rouse: () => void
+) {
+  const probe = `probe ${yield* Random.nextIntBetween(0, Number.MAX_SAFE_INTEGER)}`
+  const messages = yield* postgres.listen(channel)
+  yield* postgres.notify(channel, probe)
+  const heard = yield* Queue.take(messages).pipe(
+    Effect.repeat({ until: ({ payload }) => payload === probe }),
+    Effect.timeoutOption(callTimeout)
+  )
+  if (Option.isNone(heard)) {
+    return yield* new Cause.TimeoutError("Postgres notifications do not arrive, probably because of a pooler")
+  }
+  rouse()
+  return yield* Effect.forever(
+    Effect.map(Queue.take(messages), ({ payload }) => {
+      if (payload === name) rouse()
+    })
+  )
+})
+
+/**
+ * Runs `write` in a transaction that begins by checking that the grant is still the newest and keeps it so until the
+ * end: a takeover waits for the commit. Fails with `LeaseLost`, and writes nothing, when it is not. Keep it well below
+ * two seconds: it also keeps the holder's own renewal waiting. The writes must go to the same database.
+ */
+export const fenced =
+  (options: Pick<Options, "name">) =>
+  ({ fencingToken, holder }: Grant) =>
+  <A, E, R>(write: Effect.Effect<A, E, R>): Effect.Effect<
+    A,
+    E | LeaseLost | SqlError.SqlError,
+    R | SqlClient.SqlClient
+  > =>
+    Effect.flatMap(SqlClient.SqlClient, (sql) =>
+      sql.withTransaction(Effect.gen(function*() {
+        const held = yield* sql`SELECT 1 FROM instance_lock
+          WHERE name = ${options.name} AND owner = ${holder.owner} AND epoch = ${
+          String(fencingToken)
+        }::bigint FOR SHARE`
+        if (held.length === 0) {
+          const resource = `postgres instance_lock "${options.name}"`
+          return yield* new LeaseLost({ resource, fencingToken, reason: "a newer grant exists, or it was released" })
+        }
+        return yield* write
+      })))

@@ -1,0 +1,53 @@
+/**
+ * How a standby hears at once that the holder has gone: what a store publishes ends the wait of whoever waits at that
+ * moment. Only a hint, never a promise: while the subscription is down, or where there is none, the caller's own poll
+ * period bounds the wait. The invariant: closing never waits for a server that does not answer.
+ */
+import { Deferred, Duration, Effect, Fiber, Random, type Scope } from "effect"
+import { bounded } from "../operations/Release.ts"
+
+/** How long a standby waits at most before it asks again although nothing was published. */
+export const pollPeriod = Duration.seconds(2)
+/** How long a subscription may take to say goodbye. Its connection is closed right after, so nothing is left behind. */
+const releaseLimit = Duration.millis(500)
+/** Spreads the standbys that wait for the same lease to expire. */
+const jitterMax = Duration.millis(100)
+
+/**
+ * Keeps `subscribe` running while the scope is open, again and again when it fails. It calls `rouse` for every message,
+ * and once when it begins to hear, because something may have been published before. The result waits: until a message
+ * comes, or for as long as `remaining` says the lease still lasts, but never longer than the poll period.
+ */
+export const make = Effect.fnUntraced(function*<E>(
+  name: string,
+  subscribe: (rouse: () => void) => Effect.Effect<never, E, Scope.Scope>
+) {
+  let published = Deferred.makeUnsafe<void>()
+  const rouse = () => {
+    const waiting = published
+    published = Deferred.makeUnsafe()
+    Deferred.doneUnsafe(waiting, Effect.void)
+  }
+  yield* Effect.acquireRelease(
+    Effect.scoped(subscribe(rouse)).pipe(
+      Effect.catchCause((cause) => Effect.logDebug(`${name} ended`, cause)),
+      Effect.andThen(Effect.sleep(pollPeriod)),
+      Effect.forever,
+      Effect.forkDetach
+    ),
+    (fiber) => bounded(name, releaseLimit)(Fiber.interrupt(fiber))
+  )
+
+  // `remaining` is asked after the wait for a message has begun, so a release in between is not missed.
+  return <E2>(remaining: Effect.Effect<Duration.Duration, E2>): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const message = Deferred.await(published)
+      const expiry = Effect.gen(function*() {
+        const rest = yield* Effect.orElseSucceed(remaining, () => pollPeriod)
+        if (Duration.isZero(rest)) return
+        const jitter = yield* Random.nextBetween(0, Duration.toMillis(jitterMax))
+        yield* Effect.sleep(Duration.min(Duration.sum(rest, Duration.millis(jitter)), pollPeriod))
+      })
+      return Effect.raceFirst(message, expiry)
+    })
+})
