@@ -31,7 +31,7 @@ import type { LeaseLost } from "../lock/LockStore.ts"
 import { Health } from "../operations/Health.ts"
 import type { BotApiError } from "../telegram/BotApiError.ts"
 import { BotSession } from "../telegram/BotSession.ts"
-import type { FencedOut } from "./Fence.ts"
+import * as Fence from "./Fence.ts"
 import * as PostCollection from "./PostCollection.ts"
 import type * as PostFile from "./PostFile.ts"
 import * as PostLedger from "./PostLedger.ts"
@@ -63,7 +63,7 @@ export class PostDecided extends Schema.TaggedError<PostDecided>()("PostDecided"
   }
 }
 
-type ScanError = PlatformError.PlatformError | SqlError.SqlError | FencedOut | LeaseLost
+type ScanError = PlatformError.PlatformError | SqlError.SqlError | Fence.FencedOut | LeaseLost
 
 export class Autoposter extends Context.Service<Autoposter, {
   /** Looks at the folder now and posts what is due. Done every `scanInterval` by itself. */
@@ -79,7 +79,7 @@ export class Autoposter extends Context.Service<Autoposter, {
   readonly resolve: (
     key: string,
     decision: "sent" | "retry"
-  ) => Effect.Effect<void, PostDecided | FencedOut | SqlError.SqlError | LeaseLost>
+  ) => Effect.Effect<void, PostDecided | Fence.FencedOut | SqlError.SqlError | LeaseLost>
 }>()("soloist/schedule/Autoposter") {
   static readonly layer = (options: AutoposterOptions): Layer.Layer<
     Autoposter,
@@ -117,7 +117,7 @@ const make = Effect.fnUntraced(function*(options: AutoposterOptions) {
   const lock = yield* InstanceLock
   const health = yield* Health
   const digest = yield* Digest.Digest
-  const ledger = yield* PostLedger.make(lock.fencingToken)
+  const ledger = yield* PostLedger.make(Fence.writerOf(lock))
   const scanInterval = Duration.fromInputUnsafe(options.scanInterval ?? "10 seconds")
   const misfireThreshold = Duration.toMillis(options.misfireThreshold ?? "1 hour")
   const collection = yield* PostCollection.make({

@@ -6,6 +6,7 @@
  */
 import { Effect, Runtime, Schema } from "effect"
 import { SqlClient } from "effect/sql"
+import type { InstanceLock } from "../lock/InstanceLock.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 
 /** The write was refused: a newer holder has worked here. Never retry: stop acting as the holder. */
@@ -20,16 +21,27 @@ export class FencedOut extends Schema.TaggedError<FencedOut>()("FencedOut", {
   }
 }
 
-/** Makes `fencingToken` the smallest one that may write. Done once by whoever is about to write. */
-export const raise = Effect.fnUntraced(function*(fencingToken: bigint) {
+/** For which bot is written, and under which lease. Bots that share a database have fences, jobs and posts of their own. */
+export interface Writer {
+  readonly bot: string
+  readonly fencingToken: bigint
+}
+
+export const writerOf = ({ fencingToken, holder }: InstanceLock["Service"]): Writer => ({
+  bot: holder.bot ?? "",
+  fencingToken
+})
+
+/** Makes the token of `writer` the smallest one that may write for its bot. Done once by whoever is about to write. */
+export const raise = Effect.fnUntraced(function*({ bot, fencingToken }: Writer) {
   const sql = yield* SqlClient.SqlClient
-  const rows = yield* sql`INSERT INTO schedule_fence (singleton, fencing_token) VALUES (1, ${fencingToken})
-    ON CONFLICT (singleton) DO UPDATE SET fencing_token = excluded.fencing_token
+  const rows = yield* sql`INSERT INTO schedule_fence (bot, fencing_token) VALUES (${bot}, ${fencingToken})
+    ON CONFLICT (bot) DO UPDATE SET fencing_token = excluded.fencing_token
     WHERE schedule_fence.fencing_token <= excluded.fencing_token
-    RETURNING singleton`
+    RETURNING bot`
   if (rows.length === 0) return yield* new FencedOut({ record: "the fence", fencingToken })
 })
 
 /** The condition that every fenced write carries in its own statement. */
-export const admits = (sql: SqlClient.SqlClient, fencingToken: bigint) =>
-  sql`(SELECT fencing_token FROM schedule_fence WHERE singleton = 1) <= ${fencingToken}`
+export const admits = (sql: SqlClient.SqlClient, { bot, fencingToken }: Writer) =>
+  sql`(SELECT fencing_token FROM schedule_fence WHERE bot = ${bot}) <= ${fencingToken}`

@@ -25,7 +25,7 @@ import { LeaseLost } from "../lock/LockStore.ts"
 import { Health } from "../operations/Health.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
-import { FencedOut } from "./Fence.ts"
+import { FencedOut, type Writer, writerOf } from "./Fence.ts"
 import * as JobSchedule from "./JobSchedule.ts"
 import * as JobState from "./JobState.ts"
 import * as ScheduleMetrics from "./ScheduleMetrics.ts"
@@ -90,7 +90,7 @@ const misfireThresholdDefault = Duration.hours(1)
 const timeLimitDefault = Duration.hours(1)
 
 /** What is known of the job, or a fresh start when there is nothing, or nothing that still applies. */
-const recall = Effect.fnUntraced(function*(name: string, schedule: string, remembered: boolean) {
+const recall = Effect.fnUntraced(function*(name: string, schedule: string, remembered: boolean, writer: Writer) {
   const now = yield* Clock.currentTimeMillis
   const fresh: JobInfo = {
     schedule,
@@ -102,7 +102,7 @@ const recall = Effect.fnUntraced(function*(name: string, schedule: string, remem
     running: 0,
     skipped: 0
   }
-  const stored = remembered ? yield* JobState.load(name) : undefined
+  const stored = remembered ? yield* JobState.load(name, writer) : undefined
   if (stored === undefined) return fresh
   if (stored.lastOutcome === "running") yield* Effect.logWarning("Job was interrupted by the end of its process")
   const lastOutcome = stored.lastOutcome === "running" ? "interrupted" : stored.lastOutcome
@@ -128,6 +128,7 @@ export const start = Effect.fnUntraced(function*<E>(
   drainLimit: Duration.Duration
 ) {
   const lock = yield* InstanceLock
+  const writer = writerOf(lock)
   const health = yield* Health
   const supervisor = yield* Supervisor
   const storage = yield* SqlClient.SqlClient
@@ -138,7 +139,7 @@ export const start = Effect.fnUntraced(function*<E>(
   const scope = yield* Scope.make()
   const runs = yield* FiberSet.make<void, never>().pipe(Effect.provideService(Scope.Scope, scope))
   const unusable = yield* Deferred.make<never, Unusable>()
-  const info = yield* Ref.make<JobInfo>(yield* recall(job.name, schedule.text, remembered))
+  const info = yield* Ref.make<JobInfo>(yield* recall(job.name, schedule.text, remembered, writer))
 
   const count = (outcome: string, by = 1) =>
     Metric.update(Metric.withAttributes(ScheduleMetrics.jobRuns, { job: job.name, outcome }), by)
@@ -147,7 +148,7 @@ export const start = Effect.fnUntraced(function*<E>(
 
   const save = (info: JobInfo) =>
     remembered
-      ? JobState.save(job.name, info, lock.fencingToken).pipe(Effect.provideService(SqlClient.SqlClient, storage))
+      ? JobState.save(job.name, info, writer).pipe(Effect.provideService(SqlClient.SqlClient, storage))
       : Effect.void
   // One change at a time, or an older row could be written over a newer one.
   const gate = yield* Semaphore.make(1)

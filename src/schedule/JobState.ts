@@ -34,10 +34,10 @@ interface Row {
 
 const errorLengthMax = 500
 
-export const load = Effect.fnUntraced(function*(name: string) {
+export const load = Effect.fnUntraced(function*(name: string, { bot }: Fence.Writer) {
   const sql = yield* SqlClient.SqlClient
   const [row] = yield* sql<Row>`SELECT schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires
-    FROM job_state WHERE name = ${name}`
+    FROM job_state WHERE bot = ${bot} AND name = ${name}`
   if (row === undefined) return undefined
   return {
     schedule: row.schedule,
@@ -49,17 +49,18 @@ export const load = Effect.fnUntraced(function*(name: string) {
   } satisfies JobRecord
 })
 
-export const save = Effect.fnUntraced(function*(name: string, record: JobRecord, fencingToken: bigint) {
+export const save = Effect.fnUntraced(function*(name: string, record: JobRecord, writer: Fence.Writer) {
+  const { bot, fencingToken } = writer
   const sql = yield* SqlClient.SqlClient
   // Postgres takes a bare parameter of a SELECT for text.
   const rows = yield* sql`INSERT INTO job_state
-      (name, schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires, fencing_token)
-    SELECT CAST(${name} AS TEXT), CAST(${record.schedule} AS TEXT), CAST(${record.accountedUntil} AS BIGINT),
+      (bot, name, schedule, accounted_until, last_fired_at, last_outcome, last_error, misfires, fencing_token)
+    SELECT CAST(${bot} AS TEXT), CAST(${name} AS TEXT), CAST(${record.schedule} AS TEXT), CAST(${record.accountedUntil} AS BIGINT),
       CAST(${record.lastFiredAt ?? null} AS BIGINT), CAST(${record.lastOutcome ?? null} AS TEXT),
       CAST(${record.lastError?.slice(0, errorLengthMax) ?? null} AS TEXT), CAST(${record.misfires} AS BIGINT),
       CAST(${fencingToken} AS BIGINT)
-    WHERE ${Fence.admits(sql, fencingToken)}
-    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, accounted_until = excluded.accounted_until,
+    WHERE ${Fence.admits(sql, writer)}
+    ON CONFLICT (bot, name) DO UPDATE SET schedule = excluded.schedule, accounted_until = excluded.accounted_until,
       last_fired_at = excluded.last_fired_at, last_outcome = excluded.last_outcome, last_error = excluded.last_error,
       misfires = excluded.misfires, fencing_token = excluded.fencing_token
     WHERE job_state.fencing_token <= excluded.fencing_token

@@ -68,18 +68,19 @@ const toEntry = (row: Row): LedgerEntry => ({
 
 const reasonLengthMax = 500
 
-/** The ledger as the holder of `fencingToken` may use it. */
-export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
+/** The ledger of one bot, as the holder of its lease may use it. */
+export const make = Effect.fnUntraced(function*(writer: Fence.Writer) {
+  const { bot, fencingToken } = writer
   const sql = yield* SqlClient.SqlClient
-  yield* Fence.raise(fencingToken)
-  const admits = Fence.admits(sql, fencingToken)
+  yield* Fence.raise(writer)
+  const admits = Fence.admits(sql, writer)
   const columns = sql.literal("post_key, file, channel, due_at, state, message_id, reason, updated_at")
 
   /** A write that changed nothing did so because it is stale, or because the row is in no state for it. */
   const changed = Effect.fnUntraced(function*(key: string, rows: ReadonlyArray<unknown>) {
     if (rows.length > 0) return true
-    const stale = yield* sql`SELECT 1 FROM schedule_fence WHERE fencing_token > ${fencingToken}
-      UNION ALL SELECT 1 FROM post_ledger WHERE post_key = ${key} AND fencing_token > ${fencingToken}`
+    const stale = yield* sql`SELECT 1 FROM schedule_fence WHERE bot = ${bot} AND fencing_token > ${fencingToken}
+      UNION ALL SELECT 1 FROM post_ledger WHERE bot = ${bot} AND post_key = ${key} AND fencing_token > ${fencingToken}`
     if (stale.length > 0) return yield* new Fence.FencedOut({ record: `post ${key}`, fencingToken })
     return false
   })
@@ -90,13 +91,13 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
       const now = yield* Clock.currentTimeMillis
       // Postgres takes a bare parameter of a SELECT for text.
       const rows = yield* sql`INSERT INTO post_ledger
-          (post_key, file, channel, due_at, state, message_id, reason, updated_at, fencing_token)
-        SELECT CAST(${slot.key} AS TEXT), CAST(${slot.file} AS TEXT), CAST(${slot.channel} AS TEXT),
+          (bot, post_key, file, channel, due_at, state, message_id, reason, updated_at, fencing_token)
+        SELECT CAST(${bot} AS TEXT), CAST(${slot.key} AS TEXT), CAST(${slot.file} AS TEXT), CAST(${slot.channel} AS TEXT),
           CAST(${slot.dueAt} AS BIGINT), CAST(${state} AS TEXT), CAST(NULL AS BIGINT),
           CAST(${reason?.slice(0, reasonLengthMax) ?? null} AS TEXT), CAST(${now} AS BIGINT),
           CAST(${fencingToken} AS BIGINT)
         WHERE ${admits}
-        ON CONFLICT (post_key) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+        ON CONFLICT (bot, post_key) DO UPDATE SET state = excluded.state, reason = excluded.reason,
           updated_at = excluded.updated_at, fencing_token = excluded.fencing_token
         WHERE post_ledger.fencing_token <= excluded.fencing_token AND ${sql.in("post_ledger.state", from)}
         RETURNING post_key`
@@ -112,7 +113,9 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
     const now = yield* Clock.currentTimeMillis
     const rows = yield* sql`UPDATE post_ledger SET state = ${to.state}, message_id = ${to.messageId ?? null},
         reason = ${to.reason?.slice(0, reasonLengthMax) ?? null}, updated_at = ${now}, fencing_token = ${fencingToken}
-      WHERE post_key = ${key} AND ${sql.in("state", from)} AND fencing_token <= ${fencingToken} AND ${admits}
+      WHERE bot = ${bot} AND post_key = ${key} AND ${
+      sql.in("state", from)
+    } AND fencing_token <= ${fencingToken} AND ${admits}
       RETURNING post_key`
     return yield* changed(key, rows)
   })
@@ -120,7 +123,7 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
   return {
     find: (key: string) =>
       Effect.map(
-        sql<Row>`SELECT ${columns} FROM post_ledger WHERE post_key = ${key}`,
+        sql<Row>`SELECT ${columns} FROM post_ledger WHERE bot = ${bot} AND post_key = ${key}`,
         ([row]) => row === undefined ? undefined : toEntry(row)
       ),
     /** Takes note of a cron post. Its times count from the first call on. */
@@ -149,7 +152,7 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
       const now = yield* Clock.currentTimeMillis
       const rows = yield* sql<Row>`UPDATE post_ledger SET state = 'unknown', updated_at = ${now},
           reason = 'the process ended while it was being sent', fencing_token = ${fencingToken}
-        WHERE state = 'sending' AND fencing_token < ${fencingToken} AND ${admits}
+        WHERE bot = ${bot} AND state = 'sending' AND fencing_token < ${fencingToken} AND ${admits}
         RETURNING ${columns}`
       return rows.map(toEntry)
     }),
@@ -157,17 +160,19 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
     accountedUntil: (file: string, channel: string) =>
       Effect.map(
         sql<{ readonly latest: Integer | null }>`SELECT MAX(due_at) AS latest FROM post_ledger
-          WHERE file = ${file} AND channel = ${channel}`,
+          WHERE bot = ${bot} AND file = ${file} AND channel = ${channel}`,
         ([row]) => row?.latest === null || row?.latest === undefined ? undefined : Number(row.latest)
       ),
     /** Posts that are to be sent and were given back. */
     open: Effect.map(
-      sql<Row>`SELECT ${columns} FROM post_ledger WHERE state IN ('waiting', 'retry') ORDER BY due_at`,
+      sql<Row>`SELECT ${columns} FROM post_ledger WHERE bot = ${bot} AND state IN ('waiting', 'retry') ORDER BY due_at`,
       (rows) => rows.map(toEntry)
     ),
     /** Posts about which a person must decide. */
     undecided: Effect.map(
-      sql<{ readonly count: Integer }>`SELECT COUNT(*) AS count FROM post_ledger WHERE state = 'unknown'`,
+      sql<
+        { readonly count: Integer }
+      >`SELECT COUNT(*) AS count FROM post_ledger WHERE bot = ${bot} AND state = 'unknown'`,
       ([row]) => Number(row?.count ?? 0)
     ),
     /** The latest posts first. */
@@ -175,7 +180,7 @@ export const make = Effect.fnUntraced(function*(fencingToken: bigint) {
       Effect.map(
         sql<
           Row
-        >`SELECT ${columns} FROM post_ledger WHERE state <> 'watching' ORDER BY due_at DESC, post_key LIMIT ${limit}`,
+        >`SELECT ${columns} FROM post_ledger WHERE bot = ${bot} AND state <> 'watching' ORDER BY due_at DESC, post_key LIMIT ${limit}`,
         (rows) => rows.map(toEntry)
       )
   }

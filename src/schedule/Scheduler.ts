@@ -85,7 +85,7 @@ const make = Effect.fnUntraced(function*(drainLimit: Duration.Duration) {
   )
   const workers = new Map<string, Job.JobWorker>()
   const names = new Set<string>()
-  yield* Fence.raise(lock.fencingToken)
+  yield* Fence.raise(Fence.writerOf(lock))
 
   const stop = (worker: Job.JobWorker) =>
     Effect.suspend(() => workers.delete(worker.name) ? worker.stop : Effect.void).pipe(
