@@ -12,7 +12,20 @@
  * speaks: a crashed holder blocks for 30 seconds, and two that start in the same instant see each other at the next
  * heartbeat only. Use the Redis or Postgres lock there.
  */
-import { Clock, Duration, Effect, Exit, Layer, Option, Random, Result, Schema, Scope, Semaphore } from "effect"
+import {
+  Clock,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Option,
+  Random,
+  Result,
+  Schema,
+  Scope,
+  Semaphore
+} from "effect"
 // A digest without a service: the key is a pure function of the path.
 import { createHash } from "node:crypto"
 import { bounded } from "../operations/Release.ts"
@@ -20,6 +33,7 @@ import { Disk, DiskError } from "./FileLock/Disk.ts"
 import * as Failures from "./FileLock/Failures.ts"
 import * as Guard from "./FileLock/Guard.ts"
 import * as LockFile from "./FileLock/LockFile.ts"
+import * as Request from "./FileLock/Request.ts"
 import * as Verdict from "./FileLock/Verdict.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, type LockStoreError } from "./LockStore.ts"
 import { ProcessIdentity } from "./ProcessIdentity.ts"
@@ -41,6 +55,7 @@ interface Term {
   readonly publication: LockFile.Publication
   readonly guard: Guard.HeldGuard
   readonly scope: Scope.Closeable
+  readonly asked: Deferred.Deferred<Holder>
   inode: bigint
   lost: LeaseLost | undefined
 }
@@ -62,6 +77,7 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
   const { look, self } = yield* ProcessIdentity
   const { base, directory, path } = disk.locate(options.path)
   const gate = yield* Semaphore.make(1)
+  const proving = yield* Semaphore.make(1)
   let term: Term | undefined
   let heldBy: "guard" | "file" = "file"
 
@@ -103,19 +119,21 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     return heldError(record?.pid, record?.metadata?.holder, asker, Failures.silentHolder)
   })
 
-  const holdGuard = Effect.fnUntraced(function*(guard: Guard.Guard, holder: Holder, answer: (line: string) => string) {
-    for (let attempt = 1;; attempt++) {
-      const held = yield* Effect.result(
-        Effect.catchTag(guard.hold(answer), "GuardUnavailable", (error) => Effect.fail(failed("guard")(error)))
-      )
-      if (Result.isSuccess(held)) return held.success
-      if (held.failure._tag !== "GuardHeld") return yield* held.failure
-      const other = yield* whoHolds(guard, holder)
-      if (other !== undefined) return yield* other
-      // Nobody listens any more: the holder went between our two questions, and the guard is free.
-      if (attempt === 3) return yield* heldError(undefined, undefined, holder, Failures.silentHolder)
+  const holdGuard = Effect.fnUntraced(
+    function*(guard: Guard.Guard, holder: Holder, answer: (line: string) => Effect.Effect<string>) {
+      for (let attempt = 1;; attempt++) {
+        const held = yield* Effect.result(
+          Effect.catchTag(guard.hold(answer), "GuardUnavailable", (error) => Effect.fail(failed("guard")(error)))
+        )
+        if (Result.isSuccess(held)) return held.success
+        if (held.failure._tag !== "GuardHeld") return yield* held.failure
+        const other = yield* whoHolds(guard, holder)
+        if (other !== undefined) return yield* other
+        // Nobody listens any more: the holder went between our two questions, and the guard is free.
+        if (attempt === 3) return yield* heldError(undefined, undefined, holder, Failures.silentHolder)
+      }
     }
-  })
+  )
 
   const judgeFile = Effect.fnUntraced(function*(key: string) {
     const { found, writer } = yield* readFile
@@ -152,12 +170,27 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     const here = heldHere.get(key)
     if (here !== undefined) return yield* heldError(here.pid, here, holder, Failures.heldHere)
 
+    const asked = Deferred.makeUnsafe<Holder>()
     let grant: Grant | undefined
-    const commands: Readonly<Record<string, () => unknown>> = {
-      status: () => ({ holder, ...(grant !== undefined && { fencingToken: String(grant.fencingToken) }) })
-    }
+    const handOver = Effect.fnUntraced(function*(request: Request.Request) {
+      const isOurs = grant !== undefined && request.of === holder.owner
+      const isAgreed = isOurs && (yield* Request.isProven(disk, path, request))
+      if (isAgreed) Deferred.doneUnsafe(asked, Effect.succeed(request.asker))
+      return Request.encodeReply({ handover: isAgreed })
+    })
     const answer = (line: string) =>
-      JSON.stringify(Object.hasOwn(commands, line) ? commands[line]?.() : { error: "unknown command" })
+      Effect.suspend(() => {
+        if (line === "status") {
+          const reply = { holder, ...(grant !== undefined && { fencingToken: String(grant.fencingToken) }) }
+          return Effect.succeed(JSON.stringify(reply))
+        }
+        const request = Request.parse(line)
+        if (request === undefined) return Effect.succeed(`{"error":"unknown command"}`)
+        // One at a time: a proof is looked for on the disk, and anybody may send lines.
+        return proving.withPermitsIfAvailable(1)(handOver(request)).pipe(
+          Effect.map(Option.getOrElse(() => `{"error":"busy"}`))
+        )
+      })
     const guard = yield* Scope.provide(holdGuard(Guard.make(self.platform, key, path), holder, answer), scope)
     heldHere.set(key, holder)
     yield* Scope.addFinalizer(scope, Effect.sync(() => heldHere.delete(key)))
@@ -169,7 +202,7 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     const publication: LockFile.Publication = { path, grant: granted, guard: key, self }
     return yield* Effect.uninterruptible(Effect.gen(function*() {
       const inode = yield* Effect.mapError(LockFile.publish(disk, publication), failed("write"))
-      const begun: Term = { grant: granted, publication, guard, scope, inode, lost: undefined }
+      const begun: Term = { grant: granted, publication, guard, scope, asked, inode, lost: undefined }
       tokensHere.set(key, granted.fencingToken)
       grant = granted
       term = begun
@@ -266,6 +299,21 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     return { holder: found.metadata?.holder, fencingToken: toToken(found.metadata?.fencingToken) }
   }).pipe(Effect.mapError(failed("status")))
 
+  const request = Effect.fnUntraced(function*(asker: Holder) {
+    const { holder } = yield* status
+    if (holder === undefined) return false
+    const send = Effect.gen(function*() {
+      const guard = Guard.make(self.platform, yield* keyOf, path)
+      return yield* Request.send(disk, guard, path, { asker, of: holder.owner })
+    })
+    return yield* Effect.mapError(send, failed("handover"))
+  })
+  const requested = (grant: Grant) =>
+    Effect.suspend(() => {
+      const held = theirs(grant)
+      return held === undefined ? Effect.never : Deferred.await(held.asked)
+    })
+
   const poll = Effect.sleep(pollPeriod)
   const jitter = Effect.flatMap(Random.nextBetween(0, Duration.toMillis(jitterMax)), (millis) => Effect.sleep(millis))
   const changed = Effect.suspend(() => {
@@ -282,7 +330,16 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
   yield* Effect.addFinalizer(() =>
     bounded("Lock file")(Effect.suspend(() => term === undefined ? Effect.void : release(term.grant)))
   )
-  return { resource: path, ttl: Duration.infinity, acquire, renew, release, status, changed }
+  return {
+    resource: path,
+    ttl: Duration.infinity,
+    acquire,
+    renew,
+    release,
+    status,
+    changed,
+    handover: { request, requested }
+  }
 })
 
 const nothing = { found: { _tag: "Absent" }, writer: { _tag: "Gone" } } as const

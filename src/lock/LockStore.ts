@@ -84,6 +84,21 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
   }
 }
 
+/**
+ * The way from one who wants the lock to the one who holds it. A request ends nothing by itself: the holder stops in
+ * its own order and then releases. The invariants: a request reaches exactly the grant that was valid when it was made
+ * and never a later one; only who may also take the lock can make one.
+ */
+export interface Handover {
+  /**
+   * Asks the current holder. True when it has heard, or will find the request; false when nobody holds the lock or the
+   * holder does not answer.
+   */
+  readonly request: (asker: Holder) => Effect.Effect<boolean, LockStoreError>
+  /** Ends with the asker once this grant was asked for, also before this was called. Otherwise it waits for ever. */
+  readonly requested: (grant: Grant) => Effect.Effect<Holder>
+}
+
 export class LockStore extends Context.Service<LockStore, {
   /** Names the lock for people: a path, a key. */
   readonly resource: string
@@ -98,6 +113,8 @@ export class LockStore extends Context.Service<LockStore, {
   readonly status: Effect.Effect<LockStatus, LockStoreError>
   /** Ends when it is worth asking again: the holder has gone, or a short while has passed. Only a hint. */
   readonly changed: Effect.Effect<void>
+  /** How a holder is asked to end its term. Without it a takeover can only wait, as a standby does. */
+  readonly handover?: Handover | undefined
 }>()("soloist/lock/LockStore") {
   /**
    * The executable specification, in memory: a store of its own for every build of the layer. For several instances
@@ -116,6 +133,7 @@ interface Lease {
   readonly grant: Grant
   readonly expiresAt: number
   readonly ended: Deferred.Deferred<void>
+  readonly asked: Deferred.Deferred<Holder>
 }
 
 /**
@@ -148,7 +166,7 @@ export const makeMemory = Effect.fnUntraced(function*(options: MemoryOptions = {
     const time = BigInt(Math.floor(now()))
     lastToken = time > lastToken ? time : lastToken + 1n
     const grant: Grant = { holder, fencingToken: lastToken }
-    lease = { grant, expiresAt, ended: Deferred.makeUnsafe() }
+    lease = { grant, expiresAt, ended: Deferred.makeUnsafe(), asked: Deferred.makeUnsafe() }
     return grant
   })
 
@@ -176,6 +194,16 @@ export const makeMemory = Effect.fnUntraced(function*(options: MemoryOptions = {
     )
   })
 
+  const handover: Handover = {
+    request: (asker) =>
+      Effect.suspend(() => {
+        const held = valid()
+        return held === undefined ? Effect.succeed(false) : Effect.as(Deferred.succeed(held.asked, asker), true)
+      }),
+    requested: (grant) =>
+      Effect.suspend(() => lease !== undefined && isTheirs(lease, grant) ? Deferred.await(lease.asked) : Effect.never)
+  }
+
   const store: LockStore["Service"] = {
     resource,
     ttl,
@@ -186,7 +214,8 @@ export const makeMemory = Effect.fnUntraced(function*(options: MemoryOptions = {
       const held = valid()
       return { holder: held?.grant.holder, fencingToken: held?.grant.fencingToken }
     }),
-    changed
+    changed,
+    handover
   }
   return store
 })

@@ -141,6 +141,40 @@ export const suite = <E>(
         yield* b.acquire(second)
       }).pipe(Effect.provide(layer)))
 
+    run("brings a request to hand over to the holder, and says who asks", () =>
+      Effect.gen(function*() {
+        const { a, b } = yield* both
+        // A store that cannot bring requests says so by leaving this out.
+        if (a.handover === undefined || b.handover === undefined) return
+        const second = holder("second")
+        assert.isFalse(yield* b.handover.request(second))
+        const grant = yield* a.acquire(holder("first"))
+        const before = yield* Effect.forkChild(a.handover.requested(grant), { startImmediately: true })
+        assert.isTrue(yield* b.handover.request(second))
+        assert.deepStrictEqual(yield* Fiber.join(before), second)
+        assert.deepStrictEqual(yield* a.handover.requested(grant), second)
+        // It is only asked: the grant stands until its holder gives it back.
+        yield* a.renew(grant)
+        yield* Effect.flip(b.acquire(second))
+        yield* a.release(grant)
+        yield* b.acquire(second)
+      }).pipe(Effect.provide(layer)))
+
+    run("brings a request to the grant that was asked for and to no later one", () =>
+      Effect.gen(function*() {
+        const { a, b } = yield* both
+        if (a.handover === undefined || b.handover === undefined) return
+        const first = yield* a.acquire(holder("first"))
+        assert.isTrue(yield* b.handover.request(holder("second")))
+        yield* a.release(first)
+        const next = yield* b.acquire(holder("next"))
+        const heard = yield* Effect.forkChild(b.handover.requested(next), { startImmediately: true })
+        const third = holder("third")
+        assert.isTrue(yield* a.handover.request(third))
+        assert.deepStrictEqual(yield* Fiber.join(heard), third)
+        yield* b.renew(next)
+      }).pipe(Effect.provide(layer)))
+
     run("ends a grant that is not renewed, and not before", () =>
       Effect.gen(function*() {
         const { a, b, pass } = yield* both

@@ -9,12 +9,13 @@
  * - Windows: a named pipe, which libuv opens as its first instance.
  * - macOS and the BSDs: a file next to the lock file, opened with O_EXLOCK and never removed.
  *
- * A socket is also a channel to the holder. Whoever connects may send lines; `status` is answered with one line of
- * JSON. Whoever stays connected learns from the end of the connection that the holder has gone.
+ * A socket is also a channel to the holder. Whoever connects may send lines and gets one line of JSON for each.
+ * Whoever stays connected learns from the end of the connection that the holder has gone. Every local user can connect,
+ * so a line proves nothing about its sender.
  *
  * node:net is used directly: Effect's socket server has neither `exclusive` nor `unref`.
  */
-import { Effect, Schema, type Scope } from "effect"
+import { Effect, FiberSet, Schema, type Scope } from "effect"
 import { constants } from "node:fs"
 import { open } from "node:fs/promises"
 import * as net from "node:net"
@@ -40,7 +41,7 @@ export interface HeldGuard {
 export interface Guard {
   /** One attempt, held until the scope closes. `answer` replies to the lines of whoever connects. */
   readonly hold: (
-    answer: (line: string) => string
+    answer: (line: string) => Effect.Effect<string>
   ) => Effect.Effect<HeldGuard, GuardHeld | GuardUnavailable, Scope.Scope>
   /** Sends one line to the holder and waits for one line, at most a second. */
   readonly ask: (line: string) => Effect.Effect<string, GuardSilent>
@@ -88,8 +89,9 @@ const readLines = (socket: net.Socket, onLine: (line: string) => void) => {
 }
 
 const socketGuard = (address: string): Guard => {
-  const hold: Guard["hold"] = (answer) =>
-    Effect.acquireRelease(
+  const hold: Guard["hold"] = Effect.fnUntraced(function*(answer) {
+    const run = yield* FiberSet.makeRuntime()
+    const held = yield* Effect.acquireRelease(
       Effect.callback<{ readonly server: net.Server; readonly sockets: Set<net.Socket> }, GuardHeld | GuardUnavailable>(
         (resume) => {
           const sockets = new Set<net.Socket>()
@@ -103,7 +105,11 @@ const socketGuard = (address: string): Guard => {
             }
             sockets.add(socket)
             socket.on("close", () => sockets.delete(socket))
-            readLines(socket, (line) => socket.write(`${answer(line)}\n`))
+            readLines(socket, (line) => {
+              run(Effect.map(answer(line), (reply) => {
+                if (!socket.destroyed) socket.write(`${reply}\n`)
+              }))
+            })
           })
           server.once("error", (cause) => {
             const code = codeOf(cause)
@@ -125,7 +131,9 @@ const socketGuard = (address: string): Guard => {
           server.close()
           for (const socket of sockets) socket.destroy()
         })
-    ).pipe(Effect.map(({ server }) => ({ isHeld: () => server.listening })))
+    )
+    return { isHeld: () => held.server.listening }
+  })
 
   /** A connection until the effect ends; `use` gets it once it is established. */
   const connected = <A>(

@@ -6,7 +6,7 @@ import * as Guard from "../../../src/lock/FileLock/Guard.ts"
 
 let count = 0
 const fresh = () => Guard.make(platform, `test-${process.pid}-${++count}`, `/tmp/soloist-guard-${process.pid}-${count}`)
-const silent = () => "{}"
+const silent = () => Effect.succeed("{}")
 const isFree = (guard: Guard.Guard) => Effect.map(Effect.exit(Effect.scoped(guard.hold(silent))), Exit.isSuccess)
 
 describe("Guard", () => {
@@ -32,7 +32,7 @@ describe("Guard", () => {
     Effect.gen(function*() {
       const key = `test-${process.pid}-misbehaving`
       const guard = Guard.make(platform, key, "/nowhere")
-      yield* guard.hold((line) => `<${line}>`)
+      yield* guard.hold((line) => Effect.succeed(`<${line}>`))
       assert.strictEqual(yield* guard.ask("status"), "<status>")
       yield* Effect.promise(() =>
         new Promise<void>((resolve) => {
