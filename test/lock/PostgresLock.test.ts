@@ -124,12 +124,16 @@ Server.describeWithAny("PostgresLock", () => {
           startImmediately: true
         })
         yield* Effect.sleep("30 millis")
-        yield* a.release(grant)
+        if (n > 4) assert.isUndefined(waiting.pollUnsafe())
         const released = yield* Clock.currentTimeMillis
+        yield* a.release(grant)
         waits.push((yield* Fiber.join(waiting)) - released)
       }
-      // The first may have come before the subscription was up; the poll period bounds it.
-      assert.isBelow(Math.max(...waits.slice(1)), 50)
+      // While the subscription comes up a wait may end early, or with the poll period.
+      const settled = waits.slice(5).sort((a, b) => a - b)
+      assert.isBelow(settled[Math.floor(settled.length / 2)]!, 50)
+      // Not one slept until the next poll.
+      assert.isBelow(Math.max(...settled), 1000)
     }))
 
   it.live("refuses a write with a token that is not the newest, and keeps the lock still while it writes", () =>
