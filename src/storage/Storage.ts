@@ -4,8 +4,7 @@
  * Postgres, or the updates that one has stored would wait for that host to come back. The invariant: whoever gets a
  * `SqlClient` from here sees the newest schema; two processes that start at once migrate one after the other.
  */
-import * as PgClient from "@effect/sql-pg/PgClient"
-import { Effect, FileSystem, Layer, Path, type Redacted, Runtime, Schema } from "effect"
+import { Effect, FileSystem, Layer, Path, Runtime, Schema } from "effect"
 import { Migrator, SqlClient } from "effect/sql"
 import * as ExitCode from "../operations/ExitCode.ts"
 import updateInbox from "./migrations/0001_update_inbox.ts"
@@ -46,47 +45,8 @@ export const layer = (options: {
   })).pipe(Layer.catch((cause) => Layer.effect(SqlClient.SqlClient, Effect.fail(unavailable(cause)))))
 }
 
-/** The database that `DATABASE_URL` names cannot be used. Nothing has been changed. The message holds no password. */
-export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>()("DatabaseUnavailable", {
-  reason: Schema.String
-}) {
-  override readonly [Runtime.errorExitCode] = ExitCode.unavailable
-  override get message(): string {
-    return `The database of DATABASE_URL cannot be used: ${this.reason}. Soloist keeps its inbox and ledgers there. ` +
-      "Check that Postgres runs, and the host, user, password and database in the address."
-  }
-}
-
-/** A Postgres database with the newest schema, by connections of our own that work through any pooler. */
-export const layerPostgres = (options: {
-  readonly url: Redacted.Redacted
-}): Layer.Layer<SqlClient.SqlClient, DatabaseUnavailable> =>
-  layerMigrated.pipe(
-    Layer.provideMerge(PgClient.layer({
-      url: options.url,
-      applicationName: "soloist",
-      // A pooler in transaction mode gives every transaction another session, which knows nothing of prepared statements.
-      prepare: false,
-      connectTimeout: "5 seconds",
-      keepAlive: "10 seconds",
-      maxConnections: 8
-    })),
-    // The driver's own message may quote the address, and with it the password.
-    Layer.catch((error) =>
-      Layer.effect(
-        SqlClient.SqlClient,
-        Effect.fail(
-          new DatabaseUnavailable({
-            reason: error._tag === "SqlError"
-              ? error.reason._tag
-              : `the schema could not be brought up to date (${error.kind})`
-          })
-        )
-      )
-    )
-  )
-
-const layerMigrated = Layer.effectDiscard(migrate)
+/** Brings the schema up to date as a layer of its own, before anybody gets the `SqlClient`. */
+export const layerMigrated = Layer.effectDiscard(migrate)
 
 /** A private database in memory with the newest schema, for tests. */
 export const layerMemory = layerMigrated.pipe(Layer.provideMerge(Sqlite.layer({ filename: ":memory:" })))
