@@ -9,7 +9,20 @@
  */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
-import { Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Runtime, Schema, Scope } from "effect"
+import {
+  Context,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  type FileSystem,
+  Layer,
+  type Path,
+  Redacted,
+  Runtime,
+  Schema,
+  Scope
+} from "effect"
 import { LanguageModel } from "effect/ai"
 import type { SqlClient } from "effect/sql"
 import { fileURLToPath } from "node:url"
@@ -20,6 +33,7 @@ import { RagIndex } from "./knowledge/RagIndex.ts"
 import { RagObserver } from "./knowledge/RagObserver.ts"
 import * as FileLock from "./lock/FileLock.ts"
 import { InstanceLock } from "./lock/InstanceLock.ts"
+import type { LockStore, LockStoreError } from "./lock/LockStore.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
 import { Health } from "./operations/Health.ts"
 import * as Logging from "./operations/Logging.ts"
@@ -29,6 +43,7 @@ import { SandboxServer, sandboxToken } from "./sandbox/SandboxServer.ts"
 import { Autoposter } from "./schedule/Autoposter.ts"
 import { Scheduler } from "./schedule/Scheduler.ts"
 import { load, type Settings } from "./SoloistConfig.ts"
+import type { DatabaseUnavailable } from "./storage/Postgres.ts"
 import * as Storage from "./storage/Storage.ts"
 import { BotSession } from "./telegram/BotSession.ts"
 import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
@@ -69,7 +84,7 @@ export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateH
     Layer.provideMerge(session(settings)),
     Layer.provideMerge(lock(settings)),
     Layer.provideMerge(probes(settings)),
-    Layer.provideMerge(Storage.layer({ directory: settings.stateDir })),
+    Layer.provideMerge(storage(settings)),
     Layer.provideMerge(Supervisor.layer),
     Layer.provide([NodeFileSystem.layer, NodePath.layer])
   )
@@ -123,23 +138,52 @@ const becomeReady = Effect.gen(function*() {
   yield* Effect.forkScoped(Effect.andThen(poller.ready, health.setReady(true)))
 })
 
-const probes = ({ healthPort, lockMode }: Settings) => {
-  const served = healthPort === undefined ? Layer.empty : Probes.layer({ port: healthPort })
-  // A standby is ready: a deploy that waited for it to lead would wait for ever.
-  const standby = Layer.effectDiscard(Effect.flatMap(Health, (health) => health.setReady(lockMode === "standby")))
-  return Layer.merge(served, standby).pipe(Layer.provideMerge(Health.layer))
+const probes = ({ healthPort }: Settings) =>
+  (healthPort === undefined ? Layer.empty : Probes.layer({ port: healthPort })).pipe(Layer.provideMerge(Health.layer))
+
+// Drivers of servers are loaded only where they are used: they would cost every start.
+const storage = (
+  { databaseUrl, stateDir }: Settings
+): Layer.Layer<
+  SqlClient.SqlClient,
+  Storage.StorageUnavailable | DatabaseUnavailable,
+  FileSystem.FileSystem | Path.Path
+> =>
+  databaseUrl === undefined
+    ? Storage.layer({ directory: stateDir })
+    : Layer.unwrap(Effect.map(
+      Effect.promise(() => import("./storage/Postgres.ts")),
+      (Postgres) => Postgres.layer({ url: databaseUrl })
+    ))
+
+const lockStore = (
+  { databaseUrl, lock, lockFile, redisUrl }: Settings,
+  bot: string
+): Layer.Layer<LockStore, LockStoreError> => {
+  if (lock === "redis" && redisUrl !== undefined) {
+    return Layer.unwrap(Effect.map(
+      Effect.promise(() => import("./lock/RedisLock.ts")),
+      (RedisLock) => RedisLock.layerNode({ id: bot, url: redisUrl })
+    ))
+  }
+  if (lock === "postgres" && databaseUrl !== undefined) {
+    return Layer.unwrap(Effect.map(
+      Effect.promise(() => import("./lock/PostgresLock.ts")),
+      (PostgresLock) => PostgresLock.layerNode({ name: bot, url: databaseUrl })
+    ))
+  }
+  return FileLock.layer({ path: lockFile })
 }
 
 const lock = (settings: Settings) => {
-  const bot = settings.botToken === undefined ? "sandbox" : Redacted.value(settings.botToken).split(":", 1)[0]
-  const watch = Effect.gen(function*() {
-    const { lost } = yield* InstanceLock
-    yield* (yield* Supervisor).fork("instance lock", lost)
-  })
-  return Layer.effectDiscard(watch).pipe(
-    Layer.provideMerge(InstanceLock.layer({ mode: settings.lockMode, bot, version })),
-    Layer.provide(FileLock.layer({ path: settings.lockFile }))
-  )
+  const bot = botOf(settings)
+  return InstanceLock.layer({ mode: settings.lockMode, bot, version }).pipe(Layer.provide(lockStore(settings, bot)))
+}
+
+// The number before the colon, which is no secret.
+const botOf = ({ botToken }: Settings): string => {
+  const token = botToken === undefined ? sandboxToken : Redacted.value(botToken)
+  return token.slice(0, token.indexOf(":"))
 }
 
 const session = (settings: Settings) => {

@@ -31,16 +31,20 @@ export class TokenMalformed extends Schema.TaggedError<TokenMalformed>()("TokenM
   }
 }
 
-export type LockKind = "file"
-export type LockMode = "exit" | "standby"
+export type LockKind = "file" | "redis" | "postgres"
+export type LockMode = "exit" | "standby" | "takeover"
 
 export interface Settings {
   readonly botToken: Redacted.Redacted | undefined
   readonly telegramApiRoot: string
   readonly sandboxPort: number
   readonly stateDir: string
+  readonly lock: LockKind
   readonly lockFile: string
   readonly lockMode: LockMode
+  readonly redisUrl: Redacted.Redacted | undefined
+  /** Where the inbox and the ledgers are, instead of a file in `stateDir`. */
+  readonly databaseUrl: Redacted.Redacted | undefined
   readonly conflictRetries: number | "unlimited"
   readonly concurrency: number
   readonly handlerTimeout: Duration.Duration
@@ -102,6 +106,9 @@ const httpUrl = (text: string): Option.Option<string> => {
     : Option.none()
 }
 
+const secretUrl = (protocol: RegExp) => (text: string): Option.Option<Redacted.Redacted> =>
+  URL.canParse(text) && protocol.test(new URL(text).protocol) ? Option.some(Redacted.make(text)) : Option.none()
+
 const levels = {
   trace: "Trace",
   debug: "Debug",
@@ -131,13 +138,39 @@ const definitions = {
     fallback: 8081,
     parse: whole(0, 65535)
   }),
-  lockMode: setting<LockMode>({
+  lock: setting<LockKind>({
+    variable: "LOCK",
+    expected: "file, redis or postgres",
+    shown: "file",
+    about: "Where the instance lock is: on this host, or where several hosts meet.",
+    fallback: "file",
+    parse: oneOf("file", "redis", "postgres")
+  }),
+  lockMode: setting<LockMode | undefined>({
     variable: "LOCK_MODE",
-    expected: "exit or standby",
-    shown: "exit",
-    about: "What a second instance does: exit with 75, or stand by and take over when the holder ends.",
-    fallback: "exit",
-    parse: oneOf("exit", "standby")
+    expected: "exit, standby or takeover",
+    shown: "exit with the file lock, else standby",
+    about: "What a second instance does: exit with 75, wait until the holder ends, or ask the holder to hand over.",
+    fallback: undefined,
+    parse: oneOf("exit", "standby", "takeover")
+  }),
+  redisUrl: setting<Redacted.Redacted | undefined>({
+    variable: "REDIS_URL",
+    expected: "an address such as redis://127.0.0.1:6379",
+    shown: "none",
+    about: "The Redis of `LOCK=redis`.",
+    fallback: undefined,
+    parse: secretUrl(/^rediss?:$/),
+    isSecret: true
+  }),
+  databaseUrl: setting<Redacted.Redacted | undefined>({
+    variable: "DATABASE_URL",
+    expected: "an address such as postgres://user:password@127.0.0.1:5432/soloist",
+    shown: "none",
+    about: "A Postgres for inbox, ledgers and `LOCK=postgres`. Needed where several hosts take turns.",
+    fallback: undefined,
+    parse: secretUrl(/^postgres(ql)?:$/),
+    isSecret: true
   }),
   conflictRetries: setting<number | "unlimited">({
     variable: "CONFLICT_RETRIES",
@@ -270,7 +303,7 @@ export const table: ReadonlyArray<{ readonly variable: string; readonly shown: s
   { variable: "BOT_TOKEN_FILE", shown: "none", about: "A file that holds the token, instead of `BOT_TOKEN`." },
   {
     variable: "STATE_DIR",
-    shown: "`$XDG_STATE_HOME/soloist`",
+    shown: "`$XDG_STATE_HOME/soloist/<bot id>`",
     about: "Folder of the database: inbox, post ledger, job state, index."
   },
   {
@@ -320,6 +353,8 @@ const readToken = Effect.gen(function*() {
   )
 })
 
+const botOf = ({ value }: { readonly value: string }): string => /^\d+/.exec(value)?.[0] ?? "unknown"
+
 const tokenShape = /^[1-9]\d*:\S+$/
 
 /** Reads and checks all settings through the current `ConfigProvider`. */
@@ -338,14 +373,18 @@ export const load: Effect.Effect<
 
   const token = take(yield* readToken, Option.none())
   const temporary = yield* firstOf(["TMPDIR", "TMP", "TEMP"], "/tmp")
-  const stateDir = yield* readStateDir
+  const stateDir = yield* readStateDir(Option.match(token, { onNone: () => "sandbox", onSome: botOf }))
+  const lock = yield* get(definitions.lock)
   const settings: Settings = {
     botToken: Option.getOrUndefined(Option.map(token, ({ value }) => Redacted.make(value, { label: "bot token" }))),
     telegramApiRoot: yield* get(definitions.telegramApiRoot),
     sandboxPort: yield* get(definitions.sandboxPort),
     stateDir: take(stateDir, ""),
     lockFile: Option.getOrElse(yield* raw("LOCK_FILE"), () => `${temporary.replace(/\/+$/, "")}/telegram_bot.lock`),
-    lockMode: yield* get(definitions.lockMode),
+    lock,
+    lockMode: (yield* get(definitions.lockMode)) ?? (lock === "file" ? "exit" : "standby"),
+    redisUrl: yield* get(definitions.redisUrl),
+    databaseUrl: yield* get(definitions.databaseUrl),
     conflictRetries: yield* get(definitions.conflictRetries),
     concurrency: yield* get(definitions.concurrency),
     handlerTimeout: yield* get(definitions.handlerTimeout),
@@ -361,6 +400,12 @@ export const load: Effect.Effect<
     logLevel: yield* get(definitions.logLevel),
     adminIds: yield* get(definitions.adminIds)
   }
+  if (lock === "redis" && settings.redisUrl === undefined) {
+    problems.push(`LOCK is redis, so REDIS_URL must be ${definitions.redisUrl.expected}`)
+  }
+  if (lock === "postgres" && settings.databaseUrl === undefined) {
+    problems.push(`LOCK is postgres, so DATABASE_URL must be ${definitions.databaseUrl.expected}`)
+  }
   if (problems.length > 0) return yield* new ConfigurationInvalid({ problems })
   if (Option.isSome(token) && !tokenShape.test(token.value.value)) {
     return yield* new TokenMalformed({ variable: token.value.variable })
@@ -370,19 +415,20 @@ export const load: Effect.Effect<
   Effect.catchTag("ConfigError", (error) => Effect.fail(new ConfigurationInvalid({ problems: [error.message] })))
 )
 
-const readStateDir = Effect.gen(function*() {
+// Two bots of one user keep their inboxes and indexes apart without being told to.
+const readStateDir = Effect.fnUntraced(function*(bot: string) {
   const given = yield* raw("STATE_DIR")
   if (Option.isSome(given)) return Result.succeed(given.value)
   const directories = yield* UserDirectories.UserDirectories
   return yield* directories.state("soloist").pipe(
-    Effect.map((directory) => Result.succeed(directory)),
+    Effect.map((directory) => Result.succeed(`${directory}/${bot}`)),
     Effect.catchTag(
       "PlatformError",
       (error) =>
         Effect.succeed(Result.fail(`STATE_DIR is not set and this user has no home folder (${error.message}): set it`))
     )
   )
-}).pipe(Effect.provide(UserDirectories.layer))
+}, Effect.provide(UserDirectories.layer))
 
 const firstOf = Effect.fnUntraced(function*(variables: ReadonlyArray<string>, fallback: string) {
   for (const variable of variables) {

@@ -6,5 +6,10 @@
 import { install } from "./cli/Signals.ts"
 
 const signals = install()
-const { main } = await import("./cli/main.ts")
-main(signals)
+if (process.argv.length > 2) {
+  const { commandLine } = await import("./cli/CommandLine.ts")
+  commandLine(signals)
+} else {
+  const { execute, service } = await import("./cli/Run.ts")
+  execute(service(signals))
+}

@@ -25,8 +25,10 @@ describe("SoloistConfig", () => {
       assert.strictEqual(settings.telegramApiRoot, "https://api.telegram.org")
       assert.strictEqual(settings.sandboxPort, 8081)
       assert.strictEqual(settings.lockFile, "/tmp/telegram_bot.lock")
-      assert.strictEqual(settings.stateDir, "/home/ada/.local/state/soloist")
+      assert.strictEqual(settings.stateDir, "/home/ada/.local/state/soloist/sandbox")
       assert.strictEqual(settings.conflictRetries, 5)
+      assert.strictEqual(settings.lock, "file")
+      assert.strictEqual(settings.lockMode, "exit")
       assert.deepStrictEqual(settings.shutdownTimeout, Duration.seconds(8))
     }))
 
@@ -58,7 +60,7 @@ describe("SoloistConfig", () => {
       assert.strictEqual(settings.logLevel, "Warn")
       assert.deepStrictEqual(settings.adminIds, [11, 22])
       assert.strictEqual(settings.lockFile, "/var/tmp/telegram_bot.lock")
-      assert.strictEqual(settings.stateDir, "/state/soloist")
+      assert.strictEqual(settings.stateDir, "/state/soloist/123456789")
     }))
 
   it.effect("reports all bad settings at once, each with its value and what would be right", () =>
@@ -71,7 +73,10 @@ describe("SoloistConfig", () => {
         TELEGRAM_API_ROOT: "telegram",
         LOG_LEVEL: "loud",
         LOG_FORMAT: "xml",
+        LOCK: "zookeeper",
         LOCK_MODE: "maybe",
+        REDIS_URL: "http://user:CANARY@127.0.0.1",
+        DATABASE_URL: "mysql://user:CANARY@127.0.0.1/x",
         ADMIN_IDS: "@ada",
         CONFLICT_RETRIES: "-1",
         HEALTH_PORT: "99999",
@@ -89,7 +94,10 @@ describe("SoloistConfig", () => {
         "TELEGRAM_API_ROOT is \"telegram\"",
         "LOG_LEVEL is \"loud\"",
         "LOG_FORMAT is \"xml\"",
+        "LOCK is \"zookeeper\"",
         "LOCK_MODE is \"maybe\"",
+        "REDIS_URL must be",
+        "DATABASE_URL must be",
         "ADMIN_IDS is \"@ada\"",
         "CONFLICT_RETRIES is \"-1\"",
         "HEALTH_PORT is \"99999\"",
@@ -99,6 +107,19 @@ describe("SoloistConfig", () => {
       for (const variable of variables) assert.include(error.message, variable)
       assert.include(error.message, `${variables.length} settings are wrong`)
       assert.notInclude(error.message, "CANARY")
+    }))
+
+  it.effect("stands by with a lock of several hosts, and asks for the address of that lock", () =>
+    Effect.gen(function*() {
+      const settings = yield* loadFrom({ LOCK: "redis", REDIS_URL: "redis://127.0.0.1:6379" })
+      assert.strictEqual(settings.lockMode, "standby")
+      assert.strictEqual(
+        (yield* loadFrom({ LOCK: "redis", REDIS_URL: "redis://h", LOCK_MODE: "exit" })).lockMode,
+        "exit"
+      )
+      for (const [LOCK, variable] of [["redis", "REDIS_URL"], ["postgres", "DATABASE_URL"]] as const) {
+        assert.include((yield* Effect.flip(loadFrom({ LOCK }))).message, `LOCK is ${LOCK}, so ${variable} must be`)
+      }
     }))
 
   it.effect("refuses a token of the wrong shape with the code for a refused token, without showing it", () =>
