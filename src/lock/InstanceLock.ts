@@ -3,7 +3,7 @@
  *
  * ```
  *   waiting ── acquired ──> held ── released ──> (scope closed)
- *                             │ renewed every ttl/3
+ *                             │ renewed every ttl/3; asked to hand over ──> the process stops, and releases last
  *                             └─ lost: taken over, or not proven within the trust window ──> the process stops
  * ```
  *
@@ -21,22 +21,55 @@
  * A store whose grants end with the process (`ttl` infinite) has no window: a heartbeat that fails there is reported,
  * not a loss.
  */
-import { Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Random, Result } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Random, Result, Runtime, Schema } from "effect"
+import * as ExitCode from "../operations/ExitCode.ts"
 import { Health } from "../operations/Health.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
+import * as Conflict from "./InstanceLock/Conflict.ts"
+import { healthKey, standby } from "./InstanceLock/Standby.ts"
 import { type Grant, type Holder, LeaseLost, type LockHeld, LockStore, type LockStoreError } from "./LockStore.ts"
 import { ProcessIdentity } from "./ProcessIdentity.ts"
 
 export interface InstanceLockOptions {
   /**
    * What to do while another instance holds the lock. `exit`: fail with `LockHeld`. `standby`: wait, interruptibly and
-   * without limit, ready to take over.
+   * without limit, ready to take over. `takeover`: ask the holder to hand over, then wait likewise. Do not let a
+   * service manager restart an instance that has handed over to one that takes over: each would end the other.
    */
-  readonly mode: "exit" | "standby"
+  readonly mode: "exit" | "standby" | "takeover"
   /** The number before the colon of the token, so that a refusal can say that the holder runs another bot. Never the secret. */
   readonly bot?: string | undefined
   readonly version: string
+}
+
+/**
+ * Another instance has asked for the lock. Ends the supervised service as a stop signal would: everything is closed in
+ * order, the lock is released last, and the exit code is 0.
+ */
+export class HandoverRequested extends Schema.TaggedError<HandoverRequested>()("HandoverRequested", {
+  pid: Schema.Int,
+  host: Schema.String
+}) {
+  override readonly [Runtime.errorExitCode] = ExitCode.stopped
+  override get message(): string {
+    return `Handover requested by another instance (PID: ${this.pid})`
+  }
+}
+
+/**
+ * The lease has expired and something that was built on the lock still runs, so that two instances may act for one bot.
+ * Nothing helps but the end of the process, now.
+ */
+export class HandlersOutlivedLease extends Schema.TaggedError<HandlersOutlivedLease>()("HandlersOutlivedLease", {
+  resource: Schema.String
+}) {
+  override readonly [Runtime.errorExitCode] = ExitCode.software
+  override get message(): string {
+    return `The lease of the instance lock ${this.resource} has expired, and handlers that were cut off still run. ` +
+      "Another instance may answer the same users, so the process ends at once. Their updates are in the inbox and " +
+      "run again. The lines above say what did not end; a handler must not ignore its cancellation."
+  }
 }
 
 export class InstanceLock extends Context.Service<InstanceLock, {
@@ -49,6 +82,18 @@ export class InstanceLock extends Context.Service<InstanceLock, {
   readonly ensureValid: Effect.Effect<void, LeaseLost>
   /** Asks the store now instead of waiting for the next renewal: used when a 409 makes the lease doubtful. */
   readonly verify: Effect.Effect<void, LeaseLost>
+  /**
+   * Ends with the asker when another instance asks for the lock. The supervised service is stopped then, with
+   * `HandoverRequested`, so only a host that stops by itself needs this.
+   */
+  readonly handoverRequested: Effect.Effect<Holder>
+  /**
+   * Fails once the lock was lost and its lease has expired, and what was built on the lock is still not closed. Never
+   * succeeds. Whoever launched the service ends the process then, without waiting any longer.
+   */
+  readonly outlived: Effect.Effect<never, HandlersOutlivedLease>
+  /** One sentence about a 409, by what the store says of the holder right now. Takes at most two seconds. */
+  readonly explainConflict: Effect.Effect<string>
 }>()("soloist/lock/InstanceLock") {
   /** Holds the lock of the given store. A loss fails the supervised renewal, so that the service stops in order with 75. */
   static readonly layer = (
@@ -76,9 +121,8 @@ export const rhythmOf = (ttl: Duration.Duration): Rhythm =>
     }
     : { renewPeriod: Duration.seconds(5), retryPeriod: Duration.seconds(5), trustWindow: Duration.infinity }
 
-/** How long a standby waits after its store could not be asked. */
-const standbyRetryPeriod = Duration.seconds(1)
-const healthKey = "lock:lease"
+/** What work that was cut off may take to end, however late the loss was seen. */
+const unwindLimit = Duration.seconds(1)
 
 /** One instant on both clocks. */
 interface Instant {
@@ -131,7 +175,9 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     }),
     release
   )
-  const { grant, sent } = yield* options.mode === "exit" ? attempt : standby(attempt)
+  const { grant, sent } = yield* options.mode === "exit"
+    ? attempt
+    : standby(attempt, options.mode === "takeover" ? candidate : undefined)
   const { fencingToken } = grant
   yield* Effect.logInfo(`Instance lock acquired (PID: ${pid})`).pipe(
     Effect.annotateLogs({ resource: store.resource, fencingToken: String(fencingToken) })
@@ -222,46 +268,43 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     Effect.raceAllFirst([renewUntilLost, fenceWhenUnproven, Deferred.await(loss)])
   )
 
+  const asked = Deferred.makeUnsafe<Holder>()
+  const endOnRequest = Effect.gen(function*() {
+    const asker = yield* store.handover?.requested(grant) ?? Effect.never
+    const request = new HandoverRequested({ pid: asker.pid, host: asker.host })
+    Deferred.doneUnsafe(asked, Effect.succeed(asker))
+    yield* Effect.logInfo(request.message).pipe(Effect.annotateLogs({ host: asker.host, version: asker.version }))
+    return yield* request
+  })
+  yield* supervisor.fork("instance lock", endOnRequest)
+
+  // Renewing goes on meanwhile. This scope closes last, so while it is open something that was built on it is too.
+  const expired = Deferred.makeUnsafe<never, HandlersOutlivedLease>()
+  const watchExpiry = Effect.gen(function*() {
+    if (!Duration.isFinite(store.ttl)) return
+    yield* Effect.exit(Deferred.await(loss))
+    const seen = instant()
+    while (true) {
+      const rest = Duration.max(
+        Duration.subtract(store.ttl, since(trusted)),
+        Duration.subtract(unwindLimit, since(seen))
+      )
+      if (Duration.isLessThanOrEqualTo(rest, Duration.zero)) break
+      yield* Effect.sleep(Duration.min(rest, retryPeriod))
+    }
+    Deferred.doneUnsafe(expired, Exit.fail(new HandlersOutlivedLease({ resource: store.resource })))
+  })
+  yield* Effect.forkScoped(watchExpiry)
+
   return {
     holder: grant.holder,
     fencingToken,
     lost: Deferred.await(loss),
     ensureValid,
-    verify: Effect.asVoid(renew)
-  }
-})
-
-/** Repeats one attempt until nobody else holds the lock. */
-const standby = Effect.fnUntraced(function*<A, R>(attempt: Effect.Effect<A, LockHeld | LockStoreError, R>) {
-  const store = yield* LockStore
-  const health = yield* Health
-  let waiting = false
-  while (true) {
-    const result = yield* Effect.result(attempt)
-    if (Result.isSuccess(result)) return result.success
-    const { failure } = result
-    if (failure._tag === "LockHeld") {
-      if (!waiting) {
-        waiting = true
-        yield* Effect.logInfo(`Standing by: another bot instance is running (PID: ${failure.pid ?? "unknown"})`).pipe(
-          Effect.annotateLogs({ resource: store.resource, advice: failure.advice })
-        )
-      }
-      yield* health.report(healthKey, { status: "pass", observedValue: "standby" })
-      yield* health.setReady(true)
-      yield* store.changed
-    } else if (waiting && failure.isRetryable) {
-      // It has worked before: a store that is down for a while is no reason to stop standing by.
-      yield* Effect.logWarning("Instance lock could not be asked for").pipe(
-        Effect.annotateLogs({ resource: store.resource, reason: failure.message })
-      )
-      yield* health.report(healthKey, {
-        status: "warn",
-        observedValue: "standby",
-        output: "The store of the instance lock does not answer."
-      })
-      yield* Effect.sleep(standbyRetryPeriod)
-    } else return yield* failure
+    verify: Effect.asVoid(renew),
+    handoverRequested: Deferred.await(asked),
+    outlived: Deferred.await(expired),
+    explainConflict: Conflict.explain(store, grant.holder)
   }
 })
 

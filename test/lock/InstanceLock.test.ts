@@ -306,6 +306,84 @@ describe("InstanceLock", () => {
       yield* store.acquire(usurper.holder)
     }))
 
+  it.effect("says when the lease has expired and what was built on the lock is still open, not sooner", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      const { lock } = yield* open({ ...store, renew: () => Effect.fail(unreachable) })
+      const outlived = yield* Effect.forkChild(Effect.flip(lock.outlived), { startImmediately: true })
+      yield* TestClock.adjust("14999 millis")
+      assert.isFalse(yield* isHeld(lock))
+      assert.isUndefined(outlived.pollUnsafe())
+      yield* TestClock.adjust("1 milli")
+      const error = yield* Fiber.join(outlived)
+      assert.strictEqual(error._tag, "HandlersOutlivedLease")
+      assert.strictEqual(Runtime.getErrorExitCode(error), 70)
+    }))
+
+  it.effect("gives what was built on the lock a second to end when the loss is seen after the lease, as after SIGSTOP", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      let paused = 0
+      const frozen: Clock.Clock = { ...clock, currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + paused }
+      const store = yield* makeMemory()
+      const { lock } = yield* Effect.provideService(open(store), Clock.Clock, frozen)
+      const outlived = yield* Effect.forkChild(Effect.flip(lock.outlived), { startImmediately: true })
+      paused = 60_000
+      assert.isFalse(yield* isHeld(lock))
+      yield* TestClock.adjust("999 millis")
+      assert.isUndefined(outlived.pollUnsafe())
+      yield* TestClock.adjust("1 milli")
+      yield* Fiber.join(outlived)
+    }))
+
+  it.effect("has outlived nothing when all was closed in time, or when the lock was never lost", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      const kept = yield* open(store)
+      const never = yield* Effect.forkChild(Effect.flip(kept.lock.outlived), { startImmediately: true })
+      yield* TestClock.adjust("1 hour")
+      yield* kept.close
+      const cut = yield* open({ ...store, renew: () => Effect.fail(unreachable) })
+      const outlived = yield* Effect.forkChild(Effect.flip(cut.lock.outlived), { startImmediately: true })
+      yield* TestClock.adjust("12 seconds")
+      yield* cut.close
+      yield* TestClock.adjust("1 hour")
+      assert.isUndefined(never.pollUnsafe())
+      assert.isUndefined(outlived.pollUnsafe())
+    }))
+
+  it.effect("explains a conflict by what the store knows", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      let isDown = false
+      const flaky: Store = { ...store, status: Effect.suspend(() => isDown ? Effect.fail(unreachable) : store.status) }
+      const { lock } = yield* open(flaky)
+      assert.strictEqual(
+        yield* lock.explainConflict,
+        "Conflict: another program holds your token. It polls although this instance has the lock " +
+          `(PID: ${process.pid})`
+      )
+      isDown = true
+      assert.include(yield* lock.explainConflict, "could not be asked")
+      isDown = false
+      yield* store.release({ holder: lock.holder, fencingToken: lock.fencingToken })
+      const { holder: other } = yield* store.acquire({ ...holder("second"), host: "web-2", since: 1_000 })
+      assert.strictEqual(
+        yield* lock.explainConflict,
+        `Conflict: one of ours polls: host web-2, PID ${other.pid}, version 0.0.0, since 1970-01-01T00:00:01.000Z. ` +
+          `It has taken the lock over from this instance (PID: ${process.pid})`
+      )
+    }))
+
+  it.effect("explains a conflict within two seconds when the store hangs", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      const { lock } = yield* open({ ...store, status: Effect.never })
+      const sentence = yield* Effect.forkChild(lock.explainConflict, { startImmediately: true })
+      yield* TestClock.adjust("2 seconds")
+      assert.include(yield* Fiber.join(sentence), "could not be asked")
+    }))
+
   it.effect("asks the store at once when the lease is doubted", () =>
     Effect.gen(function*() {
       const store = yield* makeMemory()
