@@ -1,0 +1,282 @@
+/**
+ * What must be true of the service at every moment, whatever goes wrong. Each has a name, and the run ends at the first
+ * one that breaks.
+ *
+ * S1  nothing is polled, sent or fired but by the holder of a lease that is valid in the store
+ * S1b the holder gets no 409 that nobody but its own kind can have caused
+ * S2  whoever acts has the largest fencing token that ever acted
+ * S3  every update is handled; again only when whoever handled it was killed, paused or had lost its lease
+ * S4  the updates of a chat are handled in order and one at a time within one term
+ * S5  a scheduled time fires at most once
+ * S6  waits after conflicts grow, until polling was healthy for a minute; while conflicted, health does not pass
+ * S7  a stop releases everything once, in reverse order, the lock last, and nothing runs after a kill
+ * S9  after an end nothing is left: no fiber, no timer, no open call
+ * S10 no line holds the token
+ * L1  after faults there is one poller again   L2  and the backlog is handled   L3  a stop ends in time
+ */
+import { Effect } from "effect"
+import type { Grant, LockStore } from "../../src/lock/LockStore.ts"
+import type { Health } from "../../src/operations/Health.ts"
+import type { Instance } from "./Instance.ts"
+import type { Watcher } from "./Links.ts"
+import { jobPeriod, type Ledger, shutdownTimeout, type Task, token } from "./Service.ts"
+import type { World } from "./World.ts"
+import { Duration } from "effect"
+
+export interface Violation {
+  readonly invariant: string
+  readonly text: string
+  /** Milliseconds since the beginning. */
+  readonly at: number
+}
+
+export interface Message {
+  readonly task: Task
+  readonly chat: number
+  readonly writtenAt: number
+  updateId: number | undefined
+  /** Who handled it to the end, in order. */
+  readonly ended: Array<Instance>
+  /** Its handler took too long and was cancelled for good. */
+  isGivenUp: boolean
+}
+
+interface Term {
+  /** The update of each chat that was begun last, and whether it is under way. */
+  readonly chats: Map<number, { updateId: number; isRunning: boolean }>
+  readonly releases: Array<string>
+  conflictedAt: number | undefined
+  lastWait: number | undefined
+  lastWaitEnd: number
+  isConflict: boolean
+  health: Health["Service"] | undefined
+}
+
+/** The words of a stop, in the order in which things must be closed. */
+const closings = ["Update handlers drained", "Scheduler stopped", "Bot session closed", "Instance lock released"]
+const healthyFor = 59_500
+const secret = token.slice(token.indexOf(":") + 1)
+
+export class Invariants implements Watcher, Ledger {
+  readonly messages: Array<Message> = []
+  readonly byUpdate = new Map<number, Message>()
+  violation: Violation | undefined
+  takeovers = 0
+  duplicates = 0
+  conflicts = 0
+  handled = 0
+  polls = 0
+  private readonly world: World
+  private readonly store: LockStore["Service"]
+  private readonly terms = new Map<Instance, Term>()
+  private readonly fired = new Map<number, Instance>()
+  private readonly onConflict: (instance: Instance) => string | undefined
+  private lastHolder: Instance | undefined
+  private maxToken = -1n
+
+  constructor(world: World, store: LockStore["Service"], onConflict: (instance: Instance) => string | undefined) {
+    this.world = world
+    this.store = store
+    this.onConflict = onConflict
+  }
+
+  fail(invariant: string, text: string): void {
+    if (this.violation !== undefined) return
+    this.world.log("VIOLATION", `${invariant}: ${text}`)
+    this.violation = { invariant, text, at: this.world.elapsed }
+    this.world.stop()
+  }
+
+  /** The name under which a valid lease is held right now, by the store's own clock. */
+  holder(): string | undefined {
+    return Effect.runSync(this.store.status).holder?.owner
+  }
+
+  private term(instance: Instance): Term {
+    const known = this.terms.get(instance)
+    if (known !== undefined) return known
+    const fresh: Term = {
+      chats: new Map(),
+      releases: [],
+      conflictedAt: undefined,
+      lastWait: undefined,
+      lastWaitEnd: Number.NEGATIVE_INFINITY,
+      isConflict: false,
+      health: undefined
+    }
+    this.terms.set(instance, fresh)
+    return fresh
+  }
+
+  /** S1 and S2, at the moment in which something leaves the instance. */
+  private acts(instance: Instance, what: string): void {
+    if (!instance.isAlive) return this.fail("S7", `${instance.name} ${what} after its end`)
+    const holder = this.holder()
+    if (holder === undefined || holder !== instance.owner) {
+      const why = holder === undefined ? "no lease is valid" : "somebody else holds the lease"
+      return this.fail("S1", `${instance.name} ${what}, but ${why}`)
+    }
+    const { fencingToken = -1n } = instance
+    if (fencingToken < this.maxToken) this.fail("S2", `${instance.name} ${what} with the fencing token of an older term`)
+    this.maxToken = fencingToken
+  }
+
+  sending(instance: Instance, method: string, body: string): void {
+    this.world.log(instance.name, `-> ${method} ${body}`)
+    if (method === "getMe") return
+    if (method === "getUpdates") this.polls++
+    this.acts(instance, `sends ${method}`)
+  }
+
+  granted(instance: Instance, grant: Grant): void {
+    instance.fencingToken = grant.fencingToken
+    if (this.lastHolder !== undefined && this.lastHolder !== instance) this.takeovers++
+    this.lastHolder = instance
+    this.world.log(instance.name, `granted ${grant.fencingToken}`)
+  }
+
+  written(task: Task, chat: number, updateId: number | undefined): void {
+    const message: Message = {
+      task,
+      chat,
+      writtenAt: this.world.elapsed,
+      updateId,
+      ended: [],
+      isGivenUp: false
+    }
+    this.messages.push(message)
+    if (updateId !== undefined) this.byUpdate.set(updateId, message)
+    this.world.log("user", `writes #${task.number} in chat ${chat}: ${task.ending}, ${task.work} ms (${updateId})`)
+  }
+
+  handlerBegan(instance: Instance, task: Task, updateId: number, chat: number): void {
+    this.world.log(instance.name, `handles #${task.number} (${updateId})`)
+    if (!instance.isAlive) return this.fail("S7", `${instance.name} handles #${task.number} after its end`)
+    const message = this.byUpdate.get(updateId)
+    if (message === undefined) return this.fail("S3", `${instance.name} handles ${updateId}, which nobody wrote`)
+    const { chats } = this.term(instance)
+    const before = chats.get(chat)
+    if (before !== undefined && (before.isRunning || before.updateId >= updateId)) {
+      const why = before.isRunning ? "is still under way" : "was begun before"
+      this.fail("S4", `${instance.name} begins ${updateId} of chat ${chat} although ${before.updateId} ${why}`)
+    }
+    chats.set(chat, { updateId, isRunning: true })
+    for (const earlier of message.ended) this.mayRepeat(message, earlier, instance)
+    if (message.isGivenUp && message.ended.length === 0) this.duplicates++
+  }
+
+  private mayRepeat(message: Message, earlier: Instance, now: Instance): void {
+    this.duplicates++
+    const isExplained = earlier !== now &&
+      (earlier.ending === "killed" || earlier.ending === "overran" || earlier.wasPaused || earlier.lostLease)
+    if (isExplained) return
+    this.fail(
+      "S3",
+      `${now.name} handles #${message.task.number} again, which ${earlier.name} had handled, without any reason`
+    )
+  }
+
+  handlerEnded(instance: Instance, task: Task, updateId: number, chat: number, isCut: boolean): void {
+    this.world.log(instance.name, `${isCut ? "is cut in" : "has handled"} #${task.number} (${updateId})`)
+    const running = this.term(instance).chats.get(chat)
+    if (running !== undefined) running.isRunning = false
+    if (isCut) return
+    this.handled++
+    this.byUpdate.get(updateId)?.ended.push(instance)
+  }
+
+  jobRan(instance: Instance, wall: number): void {
+    const slot = Math.floor((wall + 50) / Duration.toMillis(jobPeriod))
+    this.world.log(instance.name, `job fires for slot ${slot}`)
+    this.acts(instance, "fires a job")
+    const earlier = this.fired.get(slot)
+    if (earlier !== undefined) this.fail("S5", `${instance.name} fires slot ${slot}, which ${earlier.name} has fired`)
+    this.fired.set(slot, instance)
+  }
+
+  ready(instance: Instance, health: Health["Service"]): void {
+    this.term(instance).health = health
+  }
+
+  logged(instance: Instance, level: string, text: string): void {
+    this.world.log(instance.name, `${level} ${text}`)
+    if (text.includes(secret)) this.fail("S10", `${instance.name} logs the token`)
+    if (!instance.isAlive) this.fail("S7", `${instance.name} logs after its end: ${text}`)
+    const term = this.term(instance)
+    if (text.startsWith("Instance lock lost")) instance.lostLease = true
+    const closing = closings.find((words) => text.startsWith(words))
+    if (closing !== undefined) term.releases.push(closing)
+    if (text.startsWith("Handler timed out")) {
+      const message = this.byUpdate.get(Number(/update_id=(\d+)/.exec(text)?.[1]))
+      if (message !== undefined) message.isGivenUp = true
+    }
+    if (text.startsWith("Conflict:")) this.conflicted(instance, term)
+    else if (text.startsWith("Polling failed")) term.isConflict = false
+    const wait = /^Waiting ([\d.]+)s before retry/.exec(text)?.[1]
+    if (wait !== undefined && term.isConflict) this.waits(instance, term, Number(wait) * 1000)
+  }
+
+  private conflicted(instance: Instance, term: Term): void {
+    this.conflicts++
+    term.isConflict = true
+    const why = this.onConflict(instance)
+    if (why !== undefined) this.fail("S1b", `${instance.name} gets a 409, but ${why}`)
+  }
+
+  /** S6. */
+  private waits(instance: Instance, term: Term, wait: number): void {
+    const { now } = this.world
+    const isFresh = term.lastWait === undefined || now - term.lastWaitEnd >= healthyFor
+    if (!isFresh && wait <= (term.lastWait ?? 0)) {
+      this.fail("S6", `${instance.name} waits ${wait} ms after a conflict, after ${term.lastWait} ms before`)
+    }
+    if (wait < 4_000) this.fail("S6", `${instance.name} waits only ${wait} ms after a conflict`)
+    term.lastWait = wait
+    term.lastWaitEnd = now + wait
+    term.isConflict = false
+    const { health } = term
+    if (health === undefined) return
+    const report = Effect.runSync(health.current)
+    if (report.status === "pass") this.fail("S6", `${instance.name} is in conflict and looks healthy`)
+  }
+
+  /** S7 and S9, when the instance has ended by itself. */
+  ended(instance: Instance): void {
+    const { releases } = this.term(instance)
+    const expected = closings.filter((words) => releases.includes(words))
+    if (releases.join() !== expected.join()) {
+      this.fail("S7", `${instance.name} closed in this order: ${releases.join(", ")}`)
+    }
+    if (instance.ending === "overran") return
+    const left = [
+      ...(instance.fibers === 0 ? [] : [`${instance.fibers} fibers`]),
+      ...(instance.timers.size === 0 ? [] : [`${instance.timers.size} timers`]),
+      ...(instance.calls.size === 0 ? [] : [`${instance.calls.size} calls`]),
+      ...(instance.foreignTimers.size === 0 ? [] : [`${instance.foreignTimers.size} timers of libraries`])
+    ]
+    if (left.length > 0) this.fail("S9", `${instance.name} has ended and leaves ${left.join(", ")}`)
+  }
+
+  /** S7: a clean stop whose link to the store is whole leaves no lease behind. */
+  released(instance: Instance): void {
+    if (this.holder() === instance.owner && instance.owner !== undefined) {
+      this.fail("S7", `${instance.name} has stopped and still holds the lease`)
+    }
+  }
+
+  /** L3. */
+  stopsInTime(instance: Instance): void {
+    if (instance.stopAskedAt === undefined || instance.wasPausedInStop) return
+    const took = (instance.endedAt ?? this.world.now) - instance.stopAskedAt
+    if (took > Duration.toMillis(shutdownTimeout) + 2_000) {
+      this.fail("L3", `${instance.name} took ${took} ms to stop`)
+    }
+  }
+
+  isHandled = (message: Message): boolean => message.ended.length > 0 || message.isGivenUp
+
+  /** Nothing is known of it any more; called when an ended instance cannot matter. */
+  forget(instance: Instance): void {
+    this.terms.delete(instance)
+  }
+}

@@ -1,0 +1,553 @@
+/**
+ * One run: several instances of the whole service, one Telegram, one lock store, one shared database, users, a foreign
+ * poller and a service manager that starts again what has ended. Everything comes from the seed.
+ */
+import { Clock, Context, Deferred, Effect, Exit, Layer, Metric, Random, Scheduler, Scope } from "effect"
+import { SqlClient } from "effect/sql"
+import { type LockStore, makeMemory } from "../../src/lock/LockStore.ts"
+import { BotApiSandbox } from "../../src/sandbox/BotApiSandbox.ts"
+import type { Fault as SandboxFault } from "../../src/sandbox/Faults.ts"
+import * as Storage from "../../src/storage/Storage.ts"
+import { cycle, describe, type Fault, faultyHalf, isFaulty, plan } from "./Faults.ts"
+import { type Ending, Instance, replaceTimers, running } from "./Instance.ts"
+import { Invariants, type Message, type Violation } from "./Invariants.ts"
+import { fetchOf, Links, storeOf } from "./Links.ts"
+import { start, type Task, textOf, token } from "./Service.ts"
+import { between, exponential, integer, randomOf, type Stream, stream, weighted } from "./Streams.ts"
+import { beginning, World } from "./World.ts"
+
+export interface RunOptions {
+  readonly seed: number
+  readonly hours: number
+  readonly instances: number
+  /** Only these faults of the plan happen; all of them when nothing is said. */
+  readonly only?: ReadonlyArray<number> | undefined
+  /** Whether all lines are kept. */
+  readonly keepsLines?: boolean | undefined
+  /** Milliseconds of virtual time after which the run is given up. */
+  readonly until?: number | undefined
+}
+
+export interface RunResult {
+  readonly seed: number
+  readonly hours: number
+  readonly instances: number
+  readonly hash: string
+  readonly violation: Violation | undefined
+  readonly lastLines: ReadonlyArray<string>
+  readonly lines: ReadonlyArray<string>
+  /** The faults that happened. */
+  readonly faults: ReadonlyArray<number>
+  readonly kills: number
+  readonly takeovers: number
+  readonly starts: number
+  readonly updates: number
+  readonly handled: number
+  readonly duplicates: number
+  readonly conflicts: number
+  readonly polls: number
+  readonly events: number
+}
+
+interface Place {
+  readonly instances: Array<Running>
+}
+
+interface Running {
+  readonly instance: Instance
+  readonly links: Links
+  readonly stop: () => void
+}
+
+const second = 1_000
+/** L1: the ttl, the standby's pause, the longest wait of a backoff and of an unanswered poll. */
+const recovery = 180 * second
+/** L2: what the backlog may take on top of the work that is in it. */
+const drainTime = 60 * second
+const quietAtEnd = 5 * 60 * second
+const handlerLimit = 61 * second
+
+export const run = async (options: RunOptions): Promise<RunResult> => {
+  const restoreTimers = replaceTimers()
+  try {
+    return await new Simulation(options).run()
+  } finally {
+    restoreTimers()
+  }
+}
+
+class Simulation {
+  private readonly options: RunOptions
+  private readonly world: World
+  private readonly outside: Instance
+  private readonly scope: Scope.Closeable
+  private readonly sandbox: BotApiSandbox["Service"]
+  private readonly store: LockStore["Service"]
+  private readonly storage: Context.Context<SqlClient.SqlClient>
+  private readonly invariants: Invariants
+  private readonly network: Stream
+  private readonly processes: Stream
+  private readonly places: ReadonlyArray<Place>
+  private readonly context: Context.Context<never>
+  private readonly end: number
+  private readonly happened: Array<number> = []
+  private isStoreDown = false
+  private storeFaults = 0
+  private isEnding = false
+  private lastNumber = 0
+  private kills = 0
+  /** Until when a 409 has a reason, other than a second poller of our own. */
+  private strangersUntil = Number.NEGATIVE_INFINITY
+  private foreignPollers = 0
+
+  constructor(options: RunOptions) {
+    const { hours, instances, seed } = options
+    this.options = options
+    this.end = hours * 3_600_000
+    this.network = stream(seed, "network")
+    this.processes = stream(seed, "processes")
+    this.world = new World({ scheduling: stream(seed, "scheduling"), keepsLines: options.keepsLines === true })
+    this.outside = new Instance({
+      world: this.world,
+      number: 0,
+      slot: -1,
+      offset: 0,
+      drift: 0,
+      random: randomOf(stream(seed, "outside"))
+    })
+    this.context = Context.empty().pipe(
+      Context.add(Clock.Clock, this.outside.clock),
+      Context.add(Scheduler.Scheduler, this.outside.scheduler),
+      Context.add(Random.Random, this.outside.random),
+      Context.add(Metric.MetricRegistry, new Map())
+    )
+    this.scope = Effect.runSync(Scope.make())
+    const outside = Effect.runSync(
+      Layer.buildWithScope(Layer.merge(BotApiSandbox.layer, Storage.layerMemory), this.scope).pipe(
+        Effect.provideContext(this.context)
+      )
+    )
+    this.sandbox = Context.get(outside, BotApiSandbox)
+    this.storage = Context.pick(SqlClient.SqlClient)(outside)
+    this.store = Effect.runSync(Effect.provideContext(makeMemory({ resource: "simulated" }), this.context))
+    this.invariants = new Invariants(this.world, this.store, () => this.whyNoConflict())
+    this.places = Array.from({ length: instances }, (): Place => ({ instances: [] }))
+  }
+
+  async run(): Promise<RunResult> {
+    const { world } = this
+    await this.openBot()
+    const faults = plan(this.options.seed, this.options).filter(({ id }) => this.options.only?.includes(id) ?? true)
+    for (const fault of faults) world.at(beginning + fault.at, () => this.happens(fault))
+    for (const slot of this.places.keys()) this.startLater(slot, between(this.processes, 0, 3 * second))
+    this.writeLater(stream(this.options.seed, "workload"), 0)
+    for (let time = faultyHalf; time < this.end; time += cycle) this.expectCalm(time)
+    world.at(beginning + this.end - 60 * second, () => this.stopAll())
+    await world.run(beginning + Math.min(this.end, this.options.until ?? this.end))
+    if (this.options.until === undefined && this.invariants.violation === undefined) this.judgeEnd()
+    Effect.runFork(Scope.close(this.scope, Exit.void))
+    return this.result()
+  }
+
+  private result(): RunResult {
+    const { invariants, world } = this
+    const { hours, instances, seed } = this.options
+    return {
+      seed,
+      hours,
+      instances,
+      hash: world.hash(),
+      violation: invariants.violation,
+      lastLines: world.lastLines,
+      lines: world.lines,
+      faults: this.happened,
+      kills: this.kills,
+      takeovers: invariants.takeovers,
+      starts: this.lastNumber,
+      updates: invariants.messages.length,
+      handled: invariants.handled,
+      duplicates: invariants.duplicates,
+      conflicts: invariants.conflicts,
+      polls: invariants.polls,
+      events: world.events
+    }
+  }
+
+  /** The sandbox knows a bot from its first call on; messages before it would reach nobody. */
+  private async openBot(): Promise<void> {
+    this.serve(this.sandbox.request({
+      httpMethod: "GET",
+      path: `/bot${token}/getMe`,
+      headers: {},
+      body: new Uint8Array(),
+      client: "BotFather"
+    }))
+    await this.world.run(beginning)
+  }
+
+  private readonly serve = <A, E>(effect: Effect.Effect<A, E>) => Effect.runForkWith(this.context)(effect)
+
+  // ---- users
+
+  private writeLater(draw: Stream, number: number): void {
+    const wait = exponential(draw, 25 * second)
+    const burst = draw() < 0.04 ? integer(draw, 2, 40) : 1
+    const messages = Array.from({ length: burst }, (_, index): { task: Task; chat: number } => ({
+      chat: draw() < 0.3 ? 1 : integer(draw, 1, 6),
+      task: {
+        number: number + index,
+        work: Math.floor(draw() < 0.03 ? between(draw, 2, 8) * second : exponential(draw, 250)),
+        ending: weighted(draw, { replies: 60, silent: 38, fails: 1.5, hangs: 0.2 })
+      }
+    }))
+    if (this.world.elapsed + wait > this.end - quietAtEnd) return
+    this.world.after(wait, () => {
+      for (const { chat, task } of messages) {
+        const text = textOf(task)
+        const written = Effect.runSync(this.sandbox.userWrites({ text, chatId: chat, bot: 123456789 }))
+        this.invariants.written(task, chat, written.updateIds[0])
+      }
+      this.writeLater(draw, number + burst)
+    })
+  }
+
+  // ---- the service manager
+
+  private startLater(slot: number, wait: number): void {
+    this.world.after(wait, () => {
+      const place = this.places[slot]
+      if (place === undefined || this.isEnding || place.instances.some(({ instance }) => instance.isAlive)) return
+      this.startInstance(slot)
+    })
+  }
+
+  private startInstance(slot: number): void {
+    const place = this.places[slot]
+    if (place === undefined) return
+    const number = ++this.lastNumber
+    const instance = new Instance({
+      world: this.world,
+      number,
+      slot,
+      offset: between(this.processes, -5, 5) * second,
+      drift: between(this.processes, -0.001, 0.001),
+      random: randomOf(stream(this.options.seed, `instance ${number}`))
+    })
+    const links = new Links(instance, this.network)
+    const server = { sandbox: this.sandbox, store: this.store, run: this.serve, isStoreDown: () => this.isStoreDown }
+    const stopAsked = Deferred.makeUnsafe<void>()
+    const stop = () => Deferred.doneUnsafe(stopAsked, Exit.void)
+    place.instances.push({ instance, links, stop })
+    this.world.log(instance.name, "starts")
+    running.run(instance, () =>
+      start(
+        {
+          instance,
+          fetch: fetchOf(links, instance, server, this.invariants),
+          store: storeOf(links, instance, server, this.invariants),
+          storage: this.storage,
+          ledger: this.invariants,
+          stir: () => this.world.stir(),
+          mode: "standby"
+        },
+        Deferred.await(stopAsked),
+        (ending) => this.ended(slot, { instance, links, stop }, ending)
+      ))
+  }
+
+  private ended(slot: number, { instance, links }: Running, ending: Ending): void {
+    this.world.log(instance.name, `has ended: ${ending}`)
+    // What a process leaves behind is looked at when promises are still, and then its process is gone.
+    this.world.stir()
+    this.world.after(0, () => {
+      instance.ending = ending
+      if (instance.isAlive) {
+        this.invariants.ended(instance)
+        const isWhole = !links.store.isCut && !links.store.isRefused && !this.isStoreDown
+        if (ending === "clean" && isWhole && this.storeFaults === 0 && isCalm(this.world.elapsed)) {
+          this.invariants.released(instance)
+        }
+      }
+      this.bury(slot, instance, ending)
+    })
+  }
+
+  private bury(slot: number, instance: Instance, ending: Ending): void {
+    instance.end(ending)
+    this.invariants.stopsInTime(instance)
+    this.invariants.forget(instance)
+    const place = this.places[slot]
+    if (place === undefined) return
+    const index = place.instances.findIndex((running) => running.instance === instance)
+    if (index >= 0) place.instances.splice(index, 1)
+    this.startLater(slot, between(this.processes, 1, 5) * second)
+  }
+
+  private terminate({ instance, stop }: Running): void {
+    if (!instance.isAlive || instance.stopAskedAt !== undefined) return
+    this.world.log(instance.name, "gets SIGTERM")
+    instance.stopAskedAt = this.world.now
+    if (instance.isPaused) instance.wasPausedInStop = true
+    instance.deliver(stop)
+    this.world.after(10_500, () => {
+      if (instance.isAlive) this.invariants.stopsInTime(instance)
+    })
+  }
+
+  private kill(slot: number, { instance }: Running): void {
+    if (!instance.isAlive) return
+    this.kills++
+    this.world.log(instance.name, "is killed")
+    this.bury(slot, instance, "killed")
+    // A transaction left open would stop everybody else: with a real database the connection would end it.
+    const sql = Context.get(this.storage, SqlClient.SqlClient)
+    if (this.serve(sql.withTransaction(Effect.void)).pollUnsafe() === undefined) {
+      throw new Error("an instance was killed inside a transaction")
+    }
+  }
+
+  // ---- faults
+
+  private aimed(fault: Fault): { readonly slot: number; readonly running: Running } | undefined {
+    const holder = this.invariants.holder()
+    const all = this.places.flatMap(({ instances }, slot) => instances.map((running) => ({ slot, running })))
+    const alive = all.filter(({ running }) => running.instance.isAlive)
+    return fault.aim === "holder"
+      ? alive.find(({ running }) => running.instance.owner === holder)
+      : alive.find(({ slot }) => slot === fault.aim)
+  }
+
+  private happens(fault: Fault): void {
+    const { world } = this
+    const target = this.aimed(fault)
+    const needsTarget = fault.kind in forOne
+    if (needsTarget && target === undefined) return
+    this.happened.push(fault.id)
+    world.log("fate", describe(fault) + (needsTarget && target !== undefined ? `: ${target.running.instance.name}` : ""))
+    if (target !== undefined && needsTarget) return this.hits(fault, target.slot, target.running)
+    switch (fault.kind) {
+      case "storeDown":
+      case "storeSlow":
+        return this.disturbStore(fault)
+      case "foreignPoller":
+        return this.pollAsStranger(fault)
+      default:
+        return this.disturbTelegram(fault)
+    }
+  }
+
+  private hits({ amount, duration, kind }: Fault, slot: number, running: Running): void {
+    const { world } = this
+    const { instance, links } = running
+    switch (kind) {
+      case "kill":
+        return this.kill(slot, running)
+      case "pause":
+      case "suspend":
+        instance.pause(kind === "suspend")
+        world.after(duration, () => {
+          if (instance.isPaused) world.log(instance.name, "goes on")
+          instance.resume()
+        })
+        return
+      case "terminate":
+        return this.terminate(running)
+      case "terminateTwice":
+        this.terminate(running)
+        world.after(Math.min(duration, 3 * second), () => this.kill(slot, running))
+        return
+      case "deploy":
+        this.startInstance(slot)
+        world.after(duration, () => this.terminate(running))
+        return
+      case "cutTelegram":
+      case "cutStore":
+      case "cutBoth":
+      case "refuse":
+      case "slow": {
+        const cut = [
+          ...(kind === "cutStore" ? [] : [links.telegram]),
+          ...(kind === "cutTelegram" ? [] : [links.store])
+        ]
+        for (const link of cut) {
+          if (kind === "refuse") link.isRefused = true
+          else if (kind === "slow") link.slowness = amount
+          else link.isCut = true
+        }
+        world.after(duration, () => {
+          for (const link of cut) link.heal()
+        })
+        return
+      }
+      case "loseRequests":
+        links.telegram.lostRequests += amount
+        links.store.lostRequests += amount
+        return
+      case "loseReplies":
+        links.telegram.lostReplies += amount
+        links.store.lostReplies += amount
+        return
+      default:
+    }
+  }
+
+  private disturbStore({ amount, duration, kind }: Fault): void {
+    this.storeFaults++
+    const all = () => this.places.flatMap(({ instances }) => instances.map(({ links }) => links.store))
+    if (kind === "storeDown") this.isStoreDown = true
+    else for (const link of all()) link.slowness = amount
+    this.world.after(duration, () => {
+      this.storeFaults--
+      if (kind === "storeDown") this.isStoreDown = false
+      else for (const link of all()) link.slowness = 1
+    })
+  }
+
+  private pollAsStranger({ amount, duration }: Fault): void {
+    const until = this.world.now + duration
+    this.foreignPollers++
+    const poll = () => {
+      if (this.world.now > until) return void this.foreignPollers--
+      this.strange()
+      Effect.runSync(this.sandbox.playForeignPoller(123456789))
+      this.world.after(amount * second, poll)
+    }
+    poll()
+  }
+
+  /** A 409 may reach its poller three seconds late, and through a slow link. */
+  private strange(): void {
+    this.strangersUntil = this.world.now + 60 * second
+  }
+
+  private disturbTelegram({ amount, kind }: Fault): void {
+    const fault = sandboxFaultOf(kind, amount)
+    if (fault === undefined) return
+    if (fault.kind === "conflict") this.strange()
+    Effect.runSync(this.sandbox.addFault(fault))
+  }
+
+  /** Why a 409 now cannot have come from outside, nor from the end of an earlier term. */
+  private whyNoConflict(): string | undefined {
+    if (this.world.now <= this.strangersUntil || !isCalm(this.world.elapsed)) return undefined
+    return "nobody else polls and nobody has taken over"
+  }
+
+  // ---- calm
+
+  private expectCalm(start: number): void {
+    const { world } = this
+    world.at(beginning + start, () => {
+      world.log("fate", "calm")
+      Effect.runSync(this.sandbox.clearFaults)
+      for (const { instances } of this.places) for (const { links } of instances) {
+        links.telegram.heal()
+        links.store.heal()
+      }
+    })
+    for (let time = start + recovery; time < Math.min(start + faultyHalf, this.end - 60 * second); time += 10 * second) {
+      world.at(beginning + time, () => this.judgeOnePoller())
+    }
+    world.at(beginning + start + recovery + drainTime, () => {
+      const late = this.invariants.messages.filter((message) =>
+        !this.invariants.isHandled(message) && message.writtenAt < start + recovery
+      )
+      if (late.length > 0) world.after(longest(late), () => this.judgeBacklog(late))
+    })
+  }
+
+  /** L1. */
+  private judgeOnePoller(): void {
+    const alive = this.places.flatMap(({ instances }) => instances.map(({ instance }) => instance))
+    const owner = this.invariants.holder()
+    const holder = alive.find((instance) => instance.isAlive && instance.owner === owner)
+    if (owner === undefined || holder === undefined) {
+      return this.invariants.fail("L1", "nobody holds the lock long after the last fault")
+    }
+    const poller = Effect.runSync(this.sandbox.pollers).find(({ id }) => id === 123456789)
+    const age = this.world.now - (poller?.last_poll_at ?? Number.NEGATIVE_INFINITY)
+    if (age > 45 * second) this.invariants.fail("L1", `${holder.name} holds the lock and has not polled for ${age} ms`)
+    if (poller?.waiting != null && poller.waiting.client !== holder.name) {
+      this.invariants.fail("S1b", `${poller.waiting.client} polls and ${holder.name} holds the lock`)
+    }
+  }
+
+  /** L2. */
+  private judgeBacklog(late: ReadonlyArray<Message>): void {
+    const still = late.filter((message) => !this.invariants.isHandled(message))
+    const [first] = still
+    if (first !== undefined) {
+      this.invariants.fail("L2", `${still.length} messages are not handled; the first is #${first.task.number}`)
+    }
+  }
+
+  private stopAll(): void {
+    this.isEnding = true
+    for (const { instances } of this.places) for (const running of instances) this.terminate(running)
+  }
+
+  private judgeEnd(): void {
+    const alive = this.places.flatMap(({ instances }) => instances)
+    if (alive.length > 0) this.invariants.fail("L3", `${alive.length} instances do not stop`)
+    const lost = this.invariants.messages.filter((message) => !this.invariants.isHandled(message))
+    const [first] = lost
+    if (first !== undefined) {
+      this.invariants.fail("S3", `${lost.length} messages were never handled; the first is #${first.task.number}`)
+    }
+  }
+}
+
+/** Whether faults have ended, and recovery is over. */
+const isCalm = (elapsed: number): boolean => !isFaulty(elapsed) && !isFaulty(elapsed - recovery)
+
+/** How long the work in a backlog takes when each chat works one message after another. */
+const longest = (messages: ReadonlyArray<Message>): number => {
+  const perChat = new Map<number, number>()
+  for (const { chat, task } of messages) {
+    const work = (task.ending === "hangs" ? handlerLimit : task.work) + second
+    perChat.set(chat, (perChat.get(chat) ?? 0) + work)
+  }
+  return Math.max(...perChat.values())
+}
+
+/** Kinds that hit one instance. */
+const forOne = {
+  kill: true,
+  pause: true,
+  suspend: true,
+  terminate: true,
+  terminateTwice: true,
+  deploy: true,
+  cutTelegram: true,
+  cutStore: true,
+  cutBoth: true,
+  refuse: true,
+  slow: true,
+  loseRequests: true,
+  loseReplies: true
+}
+
+const sandboxFaultOf = (kind: Fault["kind"], amount: number): SandboxFault | undefined => {
+  switch (kind) {
+    case "conflict":
+      return { kind: "conflict", method: "getUpdates", times: amount }
+    case "webhook":
+      return { kind: "webhook", method: "getUpdates", times: 1 }
+    case "rateLimited":
+      return { kind: "rate_limited", times: 1, retry_after: amount }
+    case "serverError":
+      return { kind: "server_error", times: amount }
+    case "html":
+      return { kind: "html", times: amount }
+    case "hang":
+      return { kind: "hang", times: 1 }
+    case "reset":
+      return { kind: "reset", times: amount }
+    case "replyLost":
+      return { kind: "reply_lost", times: amount }
+    case "slowAnswer":
+      return { kind: "slow", times: 1, delay_ms: amount }
+    default:
+      return undefined
+  }
+}

@@ -1,0 +1,173 @@
+/**
+ * One virtual world: time, and everything that is about to happen in it. Nothing in a run waits for the real clock.
+ * The invariants:
+ *
+ * - before time moves, everything that can run now has run: fibers, in seeded random order, and promises;
+ * - whatever reaches a process goes through its gate (`Gate.deliver`), so that a kill is exact: nothing of the process
+ *   runs afterwards, no finalizer either; and so is a pause: everything piles up and bursts on resume;
+ * - every line of the log goes into one hash, so that two runs can be compared.
+ */
+import { createHash, type Hash } from "node:crypto"
+import type { Stream } from "./Streams.ts"
+
+/** Decides what becomes of something that reaches a process: it runs, waits, or is dropped. */
+export interface Gate {
+  readonly deliver: (run: () => void) => void
+}
+
+interface Event {
+  readonly at: number
+  readonly order: number
+  run: (() => void) | undefined
+}
+
+/** The end of 2025, in milliseconds. Every run begins here. */
+export const beginning = Date.UTC(2025, 11, 31)
+/** Lines that are shown when an invariant breaks. */
+const linesShown = 40
+/** Steps without any time passing that no honest program makes. */
+const livelockSteps = 200_000
+
+export class World {
+  now = beginning
+  events = 0
+  steps = 0
+  private readonly heap: Array<Event> = []
+  private order = 0
+  private readonly ready: Array<{ readonly gate: Gate; readonly task: () => void }> = []
+  private readonly scheduling: Stream
+  private readonly digest: Hash = createHash("sha256")
+  private readonly recent: Array<string> = []
+  private readonly keepAll: Array<string> | undefined
+  private isStirred = true
+  private isStopped = false
+
+  constructor(options: { readonly scheduling: Stream; readonly keepsLines: boolean }) {
+    this.scheduling = options.scheduling
+    this.keepAll = options.keepsLines ? [] : undefined
+  }
+
+  /** Milliseconds since the beginning. */
+  get elapsed(): number {
+    return this.now - beginning
+  }
+
+  at(time: number, run: () => void): () => void {
+    const event: Event = { at: Math.max(time, this.now), order: this.order++, run }
+    push(this.heap, event)
+    return () => {
+      event.run = undefined
+    }
+  }
+
+  after(millis: number, run: () => void): () => void {
+    return this.at(this.now + millis, run)
+  }
+
+  /** Something to run before time moves. */
+  schedule(gate: Gate, task: () => void): void {
+    this.ready.push({ gate, task })
+  }
+
+  /** Promises may be moving: time waits until they are still. */
+  stir(): void {
+    this.isStirred = true
+  }
+
+  /** Ends the run after the event that is running now. */
+  stop(): void {
+    this.isStopped = true
+  }
+
+  log(who: string, text: string): void {
+    const line = `${(this.elapsed / 1000).toFixed(3).padStart(10)} ${who.padEnd(12)} ${text}`
+    this.digest.update(line).update("\n")
+    this.keepAll?.push(line)
+    this.recent.push(line)
+    if (this.recent.length > 2 * linesShown) this.recent.splice(0, linesShown)
+  }
+
+  get lastLines(): ReadonlyArray<string> {
+    return this.recent.slice(-linesShown)
+  }
+
+  get lines(): ReadonlyArray<string> {
+    return this.keepAll ?? []
+  }
+
+  hash(): string {
+    return this.digest.copy().digest("hex")
+  }
+
+  /** Lives until `time`, or until somebody stops it. */
+  async run(time: number): Promise<void> {
+    while (!this.isStopped) {
+      await this.settle()
+      const next = this.heap[0]
+      if (next === undefined || next.at > time || this.isStopped) break
+      pop(this.heap)
+      if (next.run === undefined) continue
+      this.now = next.at
+      this.events++
+      next.run()
+    }
+    if (!this.isStopped) this.now = Math.max(this.now, time)
+  }
+
+  private async settle(): Promise<void> {
+    let steps = 0
+    while (!this.isStopped) {
+      while (this.ready.length > 0 && !this.isStopped) {
+        const index = Math.floor(this.scheduling() * this.ready.length)
+        const chosen = this.ready[index]
+        const last = this.ready.pop()
+        if (chosen === undefined || last === undefined) break
+        if (index < this.ready.length) this.ready[index] = last
+        this.steps++
+        if (++steps > livelockSteps) throw new Error("the world does not come to rest")
+        chosen.gate.deliver(chosen.task)
+      }
+      if (!this.isStirred) return
+      this.isStirred = false
+      await still()
+    }
+  }
+}
+
+// By the time an immediate runs, the queue of promises is empty.
+const still = () => new Promise<void>((resolve) => setImmediate(resolve))
+
+const isBefore = (a: Event, b: Event): boolean => a.at < b.at || (a.at === b.at && a.order < b.order)
+
+const push = (heap: Array<Event>, event: Event): void => {
+  let index = heap.push(event) - 1
+  while (index > 0) {
+    const up = (index - 1) >> 1
+    const parent = heap[up]
+    if (parent === undefined || !isBefore(event, parent)) break
+    heap[index] = parent
+    index = up
+  }
+  heap[index] = event
+}
+
+const pop = (heap: Array<Event>): void => {
+  const last = heap.pop()
+  if (last === undefined || heap.length === 0) return
+  let index = 0
+  while (true) {
+    let down = 2 * index + 1
+    const left = heap[down]
+    const right = heap[down + 1]
+    if (left === undefined) break
+    let least = left
+    if (right !== undefined && isBefore(right, left)) {
+      least = right
+      down++
+    }
+    if (!isBefore(least, last)) break
+    heap[index] = least
+    index = down
+  }
+  heap[index] = last
+}
