@@ -258,10 +258,15 @@ describe("takeover", () => {
 
   it.effect("ends one holder and not each other when two want to take over", () =>
     Effect.gen(function*() {
-      const { conflicts, start, store } = yield* setUp({ ttl: "15 seconds", handlerTakes: "1 second" })
+      const { conflicts, sandbox, start, store } = yield* setUp({ ttl: "15 seconds", handlerTakes: "2 seconds" })
       const first = yield* start("exit")
       yield* first.line("BOT READY")
+      yield* sandbox.userWrites({ text: "long" })
+      yield* pass("50 millis")
+      // The holder drains for as long as both need to ask it.
       const [a, b] = yield* Effect.all([start("takeover"), start("takeover")])
+      yield* Effect.all([a.line("Asked the running bot instance"), b.line("Asked the running bot instance")])
+      yield* pass("2 seconds")
       yield* first.line("Instance lock released")
       yield* pass("3 seconds")
       yield* until("a successor", Effect.sync(() => a.has("BOT READY") || b.has("BOT READY")))
