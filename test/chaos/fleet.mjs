@@ -1,0 +1,222 @@
+/**
+ * Real processes of one bot against one sandbox, and what the sandbox saw of them: the sandbox is a `node dist/main.js`
+ * without a token, its `/sandbox/calls` are the truth about polls and answers. Every process, its folder and its port
+ * belong to the fleet and go with it.
+ */
+import { spawn } from "node:child_process"
+import { randomBytes } from "node:crypto"
+import { mkdtempSync, rmSync } from "node:fs"
+import { createServer } from "node:net"
+import { cpus, tmpdir } from "node:os"
+import { join } from "node:path"
+import { createInterface } from "node:readline"
+import { setTimeout as sleep } from "node:timers/promises"
+import { fileURLToPath } from "node:url"
+
+export { sleep }
+
+const main = fileURLToPath(new URL("../../dist/main.js", import.meta.url))
+
+/** `--name value` from the command line. */
+export const option = (name, fallback) => {
+  const at = process.argv.indexOf(`--${name}`)
+  return at < 0 ? fallback : process.argv[at + 1]
+}
+
+/** Which lock the fleet shares, as settings of its processes. Servers are not started here. */
+export const lockSettings = (kind) => {
+  const needs = { redis: "REDIS_URL", postgres: "DATABASE_URL" }[kind]
+  if (kind !== "file" && needs === undefined) throw new Error(`--lock is file, redis or postgres, not ${kind}`)
+  if (needs !== undefined && process.env[needs] === undefined) throw new Error(`--lock ${kind} needs ${needs}`)
+  return kind === "file" ? {} : { LOCK: kind, [needs]: process.env[needs] }
+}
+
+const freePort = () =>
+  new Promise((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address()
+      server.close(() => resolve(port))
+    })
+  })
+
+export const until = async (what, seconds, probe) => {
+  const deadline = Date.now() + seconds * 1000
+  for (;;) {
+    const found = await probe()
+    if (found !== undefined && found !== false) return found
+    if (Date.now() > deadline) throw new Error(`waited ${seconds} s for ${what}`)
+    await sleep(5)
+  }
+}
+
+export const startFleet = async (settings) => {
+  const folder = mkdtempSync(join(tmpdir(), "soloist-chaos-"))
+  const processes = []
+  const launch = (env) => {
+    const lines = []
+    const child = spawn(process.execPath, [main], {
+      cwd: folder,
+      env: { PATH: process.env.PATH, HOME: folder, LOG_FORMAT: "json", ...env },
+      stdio: ["ignore", "pipe", "inherit"]
+    })
+    const exited = new Promise((resolve) => child.on("exit", (code, signal) => resolve(code ?? signal)))
+    createInterface({ input: child.stdout }).on("line", (text) => {
+      const { message, timestamp } = JSON.parse(text)
+      lines.push({ at: Date.parse(timestamp), message: String(message) })
+    })
+    const find = (text) => lines.find(({ message }) => message.includes(text))
+    const started = {
+      pid: child.pid,
+      lines,
+      exited,
+      /** When the process said so by its own clock; undefined when it has not. */
+      at: (text) => find(text)?.at,
+      line: (text, seconds = 30) =>
+        until(
+          `"${text}" in the log of ${child.pid}:\n${lines.map((l) => l.message).join("\n")}`,
+          seconds,
+          () => find(text)
+        ),
+      kill: (signal) => child.kill(signal)
+    }
+    processes.push(started)
+    return started
+  }
+  const end = async () => {
+    for (const started of processes) started.kill("SIGKILL")
+    await Promise.all(processes.map(({ exited }) => exited))
+    rmSync(folder, { recursive: true, force: true })
+  }
+
+  try {
+    const port = await freePort()
+    const url = `http://127.0.0.1:${port}`
+    const sandbox = launch({
+      SANDBOX_PORT: String(port),
+      STATE_DIR: join(folder, "sandbox"),
+      LOCK_FILE: join(folder, "sandbox.lock")
+    })
+    await sandbox.line("BOT READY")
+    const ask = async (path, body) => {
+      const response = await fetch(
+        `${url}/sandbox/${path}`,
+        body === undefined ? {} : {
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify(body)
+        }
+      )
+      if (response.status !== 200) {
+        throw new Error(`/sandbox/${path} answered ${response.status}: ${await response.text()}`)
+      }
+      return response.json()
+    }
+
+    // An id of its own, so that runs that share a Redis or a Postgres do not share the lock.
+    const id = 1_000_000_000 + randomBytes(4).readUInt32BE() % 1_000_000_000
+    const startBot = (env = {}) =>
+      launch({
+        BOT_TOKEN: `${id}:${"A".repeat(35)}`,
+        TELEGRAM_API_ROOT: url,
+        STATE_DIR: join(folder, "state"),
+        LOCK_FILE: join(folder, "bot.lock"),
+        LOCK_MODE: "standby",
+        ...settings,
+        ...env
+      })
+
+    // The sandbox keeps the newest calls only, so they are fetched all the time.
+    const calls = []
+    const collect = async () => {
+      const found = (await ask(`calls?after=${calls.at(-1)?.id ?? 0}`)).calls
+      const last = calls.at(-1)?.id ?? 0
+      if (found.length > 0 && found[0].id > last + 1 && last > 0) throw new Error("calls were missed")
+      calls.push(...found)
+    }
+    const sent = []
+    const stopped = new AbortController()
+    /** Numbered messages in 30 chats, one after the other, until it is told to stop. */
+    const load = async (pause) => {
+      while (!stopped.signal.aborted) {
+        await write()
+        await sleep(pause)
+      }
+    }
+    const write = async () => {
+      const number = sent.length
+      const at = Date.now()
+      const { chat_id, message_id } = await ask("messages", {
+        text: `number ${number}`,
+        chat_id: 1 + number % 30,
+        bot: id
+      })
+      sent.push({ at, key: `${chat_id}:${message_id}` })
+    }
+    /** For every message: when its answers were sent. */
+    const answers = () => {
+      const byMessage = new Map(sent.map(({ at, key }) => [key, { at, times: [] }]))
+      for (const { at, bot, duration_ms, method, ok, params } of calls) {
+        if (bot !== id || method !== "sendMessage" || !ok) continue
+        const reply = typeof params.reply_parameters === "string"
+          ? JSON.parse(params.reply_parameters)
+          : params.reply_parameters
+        byMessage.get(`${params.chat_id}:${reply?.message_id}`)?.times.push(at + duration_ms)
+      }
+      return [...byMessage.values()]
+    }
+    const settle = async () => {
+      stopped.abort()
+      await until("an answer to every message", 20, async () => {
+        await collect()
+        return answers().every(({ times }) => times.length > 0)
+      }).catch(() => undefined)
+      // What is answered twice may be answered late.
+      await sleep(500)
+      await collect()
+    }
+    return {
+      id,
+      ask,
+      startBot,
+      calls,
+      collect,
+      load,
+      write,
+      settle,
+      answers,
+      end,
+      /** Polls that ask for updates, as opposed to those that only confirm, since `time`. */
+      polls: (time) =>
+        calls.filter(({ at, bot, method, params }) =>
+          bot === id && method === "getUpdates" && Number(params.limit) === 100 && at >= time
+        ),
+      /** When the last answer that was under way at `time` was through, or `time` itself. */
+      handlersEnded: (time, before) =>
+        calls.filter(({ at, bot, method }) => bot === id && method === "sendMessage" && at < before)
+          .reduce((end, { at, duration_ms }) => Math.max(end, at + duration_ms), time),
+      told409: () =>
+        processes.slice(1).flatMap(({ lines }) => lines).filter(({ message }) => message.startsWith("Conflict")).length
+    }
+  } catch (error) {
+    await end()
+    throw error
+  }
+}
+
+const quantile = (values, part) => {
+  const sorted = values.toSorted === undefined ? [...values].sort((a, b) => a - b) : values.toSorted((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]
+}
+
+/** One line per measure: median and maximum in milliseconds. */
+export const table = (rows) => {
+  for (const name of Object.keys(rows[0] ?? {})) {
+    const values = rows.map((row) => row[name]).filter((value) => Number.isFinite(value))
+    const shown = [0.5, 0.9, 1].map((part) => String(Math.round(quantile(values, part) ?? NaN)).padStart(6)).join("")
+    console.log(`  ${name.padEnd(44)}${shown}`)
+  }
+}
+export const heading = (text) => {
+  console.log(`${text}, Node ${process.versions.node}, ${cpus().length} × ${cpus()[0].model}`)
+  console.log(`  ${"milliseconds".padEnd(44)}${["median", "p90", "max"].map((name) => name.padStart(6)).join("")}`)
+}
