@@ -9,6 +9,7 @@ import { Migrator, SqlClient } from "effect/sql"
 import * as ExitCode from "../operations/ExitCode.ts"
 import updateInbox from "./migrations/0001_update_inbox.ts"
 import schedule from "./migrations/0002_schedule.ts"
+import chatState from "./migrations/0003_chat_state.ts"
 import * as Sqlite from "./Sqlite.ts"
 
 /** The state folder or the database in it cannot be used. Nothing has been changed. */
@@ -27,7 +28,11 @@ export class StorageUnavailable extends Schema.TaggedError<StorageUnavailable>()
 /** Brings the schema of the given `SqlClient` up to date. */
 export const migrate = Migrator.make({})({
   table: "soloist_migrations",
-  loader: Migrator.fromRecord({ "0001_update_inbox": updateInbox, "0002_schedule": schedule })
+  loader: Migrator.fromRecord({
+    "0001_update_inbox": updateInbox,
+    "0002_schedule": schedule,
+    "0003_chat_state": chatState
+  })
 })
 
 /** `soloist.db` in `directory`, which is made (0700) when missing, with the newest schema. */
