@@ -12,20 +12,7 @@
  * speaks: a crashed holder blocks for 30 seconds, and two that start in the same instant see each other at the next
  * heartbeat only. Use the Redis or Postgres lock there.
  */
-import {
-  Clock,
-  Deferred,
-  Duration,
-  Effect,
-  Exit,
-  Layer,
-  Option,
-  Random,
-  Result,
-  Schema,
-  Scope,
-  Semaphore
-} from "effect"
+import { Clock, Deferred, Duration, Effect, Exit, Layer, Option, Result, Schema, Scope, Semaphore } from "effect"
 // A digest without a service: the key is a pure function of the path.
 import { createHash } from "node:crypto"
 import { bounded } from "../operations/Release.ts"
@@ -40,8 +27,6 @@ import { ProcessIdentity } from "./ProcessIdentity.ts"
 
 /** How long a standby waits where the end of the holder cannot be waited for. */
 const pollPeriod = Duration.millis(250)
-/** Spreads the standbys that learn of the same end. */
-const jitterMax = Duration.millis(25)
 
 /** The reply to `status`, one line. The token is missing while the holder is still judging the old file. */
 const Reply = Schema.fromJsonString(Schema.Struct({
@@ -315,14 +300,14 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
     })
 
   const poll = Effect.sleep(pollPeriod)
-  const jitter = Effect.flatMap(Random.nextBetween(0, Duration.toMillis(jitterMax)), (millis) => Effect.sleep(millis))
   const changed = Effect.suspend(() => {
     if (heldBy === "file") return poll
     return Effect.flatMap(keyOf, (key) => Guard.make(self.platform, key, path).ended).pipe(
       Effect.matchEffect({
-        onSuccess: () => jitter,
+        // At once, without a random pause: the kernel picks one of all who ask, and the others wait again.
+        onSuccess: () => Effect.void,
         // Refused: the holder has gone since it refused us.
-        onFailure: (error) => error._tag === "GuardSilent" && error.reason === "refused" ? jitter : poll
+        onFailure: (error) => error._tag === "GuardSilent" && error.reason === "refused" ? Effect.void : poll
       })
     )
   })
