@@ -10,6 +10,7 @@
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import {
+  Cause,
   Context,
   Duration,
   Effect,
@@ -17,6 +18,7 @@ import {
   Fiber,
   type FileSystem,
   Layer,
+  Option,
   type Path,
   Redacted,
   Runtime,
@@ -32,13 +34,13 @@ import { Answers } from "./knowledge/Answers.ts"
 import { RagIndex } from "./knowledge/RagIndex.ts"
 import { RagObserver } from "./knowledge/RagObserver.ts"
 import * as FileLock from "./lock/FileLock.ts"
-import { InstanceLock } from "./lock/InstanceLock.ts"
+import { HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
 import type { LockStore, LockStoreError } from "./lock/LockStore.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
 import { Health } from "./operations/Health.ts"
 import * as Logging from "./operations/Logging.ts"
 import * as Probes from "./operations/Probes.ts"
-import { Supervisor, type WorkerFailed } from "./operations/Supervisor.ts"
+import { Supervisor, WorkerFailed } from "./operations/Supervisor.ts"
 import { SandboxServer, sandboxToken } from "./sandbox/SandboxServer.ts"
 import { Autoposter } from "./schedule/Autoposter.ts"
 import { Scheduler } from "./schedule/Scheduler.ts"
@@ -105,30 +107,39 @@ export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
-      let isBuilt = false
+      let built: InstanceLock["Service"] | undefined
       const serve = Effect.flatMap(Layer.buildWithScope(layer(settings), scope), (context) => {
-        isBuilt = true
+        built = Context.get(context, InstanceLock)
         return Context.get(context, Supervisor).failure
       })
       const ended = yield* Effect.exit(restore(Effect.raceFirst(serve, stopAsked)))
-      if (Exit.isFailure(ended)) yield* Logging.logFailure(ended.cause)
+      if (Exit.isFailure(ended) && !isHandedOver(ended)) yield* Logging.logFailure(ended.cause)
       // A start that failed has released what it had built already.
-      if (isBuilt) yield* Effect.logInfo("Shutting down bot resources")
-      yield* closeWithin(scope, ended, settings.shutdownTimeout)
-      return yield* ended
+      if (built !== undefined) yield* Effect.logInfo("Shutting down bot resources")
+      yield* closeWithin(scope, ended, settings.shutdownTimeout, built?.outlived ?? Effect.never)
+      return yield* isHandedOver(ended) ? Exit.void : ended
     })
   )
 
-// Detached, because the fiber that waits must be able to give up on a finalizer that does not end.
+// The lock has said so already, and a stop that another instance asked for is a stop like any other.
+const isHandedOver = (exit: Exit.Exit<unknown, unknown>): boolean =>
+  Option.exists(
+    Option.flatMap(Exit.getCause(exit), Cause.findErrorOption),
+    (error) => error instanceof WorkerFailed && error.cause instanceof HandoverRequested
+  )
+
+// Detached, because the fiber that waits must be able to give up on a finalizer that does not end. A lease that was
+// lost may leave less time than the limit: then another instance acts, and this one must be gone.
 const closeWithin = Effect.fnUntraced(function*(
   scope: Scope.Closeable,
   exit: Exit.Exit<unknown, unknown>,
-  limit: Duration.Duration
+  limit: Duration.Duration,
+  outlived: InstanceLock["Service"]["outlived"]
 ) {
   const closing = yield* Effect.forkDetach(Scope.close(scope, exit), { startImmediately: true })
-  yield* Effect.interruptible(Fiber.await(closing)).pipe(
+  yield* Effect.interruptible(Effect.raceFirst(Fiber.await(closing), outlived)).pipe(
     Effect.timeoutOrElse({ duration: limit, orElse: () => Effect.fail(new StopOverran({ limit })) }),
-    Effect.tapError((overran) => Effect.logFatal(overran.message))
+    Effect.tapError((error) => Effect.logFatal(error.message))
   )
 })
 

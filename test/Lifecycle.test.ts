@@ -211,3 +211,21 @@ describe("bad input", () => {
       assert.strictEqual(yield* service.exit, 64)
     }))
 })
+
+describe("takeover", () => {
+  it.live("asks the running instance to hand over, which ends with 0, and polls in its place", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      const next = yield* start({ LOCK_FILE: first.lockFile, LOCK_MODE: "takeover" })
+      yield* first.line(`Handover requested by another instance (PID: ${next.pid})`)
+      assert.strictEqual(yield* first.exit, 0)
+      const lines = yield* first.lines
+      assert.deepStrictEqual(order(lines, cleanup), cleanup)
+      assert.deepStrictEqual(lines.filter(({ level }) => level === "FATAL"), [])
+      yield* next.line("BOT READY")
+      assert.strictEqual(readFileSync(first.lockFile, "utf8"), `${next.pid}\n`)
+      yield* next.kill("SIGTERM")
+      assert.strictEqual(yield* next.exit, 0)
+    }))
+})
