@@ -1,7 +1,8 @@
 /**
  * One grammY bot for the span of one held lock. grammY gives the context, the filters, the middleware and the plugins;
- * everything that waits, retries or polls is ours, so that it can be interrupted and tested. The invariants: no error
- * that leaves here holds the token, and what an update has under way ends with the effect that handles it.
+ * everything that waits, retries or polls is ours, so that it can be interrupted and tested. The invariants: nothing is
+ * sent without a proven lease; no error that leaves here holds the token; and what an update has under way ends with
+ * the effect that handles it.
  */
 import { Cause, Clock, Context, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule, Schema } from "effect"
 import { type Api, Bot, BotError, type Transformer } from "grammy"
@@ -64,6 +65,8 @@ export class BotSession extends Context.Service<BotSession, {
 export interface Handling {
   /** Aborted when the update is interrupted. Made when it is first asked for: most updates never need one. */
   readonly signal: () => AbortSignal
+  /** Whether the update was interrupted. Middleware that its promises reach after that must not begin. */
+  readonly isCut: () => boolean
   /** The context of the fiber that handles the update: logs, spans, clock, references. */
   readonly context: Context.Context<never>
   /** Effects that run as handlers of this update. */
@@ -90,7 +93,8 @@ const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
     sensitiveLogs: false
   }
   const bot = new Bot(Redacted.value(token), { client })
-  bot.api.config.use(countCalls(yield* Clock.Clock, yield* Effect.context<never>()), cancelWithUpdate)
+  const context = yield* Effect.context<never>()
+  bot.api.config.use(whileLeased(lock, context), countCalls(yield* Clock.Clock, context), cancelWithUpdate)
   const call = makeCall(bot.api, token, Duration.fromInputUnsafe(options.callTimeout ?? callTimeoutDefault))
 
   bot.botInfo = yield* Effect.raceFirst(connect(call), lock.lost)
@@ -141,7 +145,7 @@ const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["
         if (isCut) controller.abort()
         return controller.signal
       }
-      const current: Handling = { signal, context, fibers: new Set() }
+      const current: Handling = { signal, isCut: () => isCut, context, fibers: new Set() }
       return Effect.tryPromise({
         try: () => handling.run(current, () => bot.handleUpdate(update)),
         catch: (cause) => new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, redact(token)) })
@@ -179,6 +183,19 @@ const anyOf = (given: ApiSignal, own: AbortSignal): ApiSignal => {
   own.addEventListener("abort", abort, { signal: controller.signal })
   // The same polyfill type as above.
   return controller.signal as unknown as ApiSignal
+}
+
+/**
+ * Asks for the lease at the last moment before a call leaves. A process that was paused goes on where it was, and a
+ * handler in the middle of its work would speak beside the next holder before any watch of the lease has woken up.
+ */
+const whileLeased = (lock: InstanceLock["Service"], context: Context.Context<never>): Transformer => {
+  const run = Effect.runPromiseWith(context)
+  return async (next, method, payload, signal) => {
+    // Who we are may be asked without a lease; opening the session ends with the lock by itself.
+    if (method !== "getMe") await run(lock.ensureValid)
+    return next(method, payload, signal)
+  }
 }
 
 /** Counts every call, ours and those of handlers. Long polls are not timed: they say nothing about Telegram's speed. */

@@ -100,6 +100,9 @@ export const effectMiddleware = <C extends GrammyContext, E, R>(
 ): Effect.Effect<MiddlewareFn<C>, never, HandlerServices<R>> =>
   Effect.map(Effect.context<HandlerServices<R>>(), (host): MiddlewareFn<C> => (ctx, next) => {
     const current = handling.getStore()
+    // Between the start of an update and its first handler are promises. A fiber that begins after the update was cut
+    // would be waited for by nobody.
+    if (current?.isCut() === true) return Promise.reject(new DOMException("The update was interrupted", "AbortError"))
     const context = current === undefined ? host : nest(host, current.context)
     const fiber = Effect.runForkWith(context)(scoped(handler(ctx, rest(next))))
     current?.fibers.add(fiber)

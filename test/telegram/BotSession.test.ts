@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Context, Effect, Exit, Fiber, Layer, Runtime } from "effect"
+import { Cause, Context, Effect, Exit, Fiber, Layer, Queue, Runtime } from "effect"
 import { TestClock } from "effect/testing"
 import { inspect } from "node:util"
 import { BotSession, type BotSessionOptions } from "../../src/telegram/BotSession.ts"
@@ -91,6 +91,27 @@ describe("BotSession", () => {
       yield* lock.lose
       assert.strictEqual((yield* Fiber.join(opening))._tag, "LeaseLost")
       assert.isTrue(call.signal.aborted)
+    }))
+
+  it.effect("sends nothing when the lease ran out in the middle of a handler, before anybody has noticed", () =>
+    Effect.gen(function*() {
+      const { lock, open, telegram } = yield* setUp
+      const session = yield* open
+      const refused: Array<string> = []
+      session.bot.on("message", async (ctx) => {
+        await ctx.reply("before")
+        await ctx.reply("after").catch((error: Error) => refused.push(String(error)))
+      })
+      const handling = yield* Effect.forkChild(session.handle(textUpdate(5)))
+      const before = yield* telegram.next
+      yield* lock.expire
+      yield* before.ok({})
+      yield* Fiber.join(handling)
+      assert.lengthOf(refused, 1)
+      assert.match(refused[0]!, /lost: taken by the test/)
+      assert.strictEqual(yield* Queue.size(telegram.calls), 0)
+      const error = yield* Effect.flip(session.call("sendMessage", (api) => api.sendMessage(1, "x")))
+      assert.match(error.message, /lost: taken by the test/)
     }))
 
   it.effect("aborts a call when it is interrupted, and after its timeout", () =>

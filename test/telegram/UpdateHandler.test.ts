@@ -117,6 +117,23 @@ describe("UpdateHandler", () => {
     })
   })
 
+  it.effect("does not begin an Effect handler whose update was interrupted before its promises reached it", () => {
+    const begun: Array<number> = []
+    const register = Effect.andThen(
+      use((_, next) => Promise.resolve().then(next)),
+      on("message", (ctx) => Effect.sync(() => begun.push(ctx.update.update_id)))
+    )
+    return Effect.gen(function*() {
+      const { handle } = yield* setUp(register)
+      const handling = yield* Effect.forkChild(handle(textUpdate(1)), { startImmediately: true })
+      yield* Fiber.interrupt(handling)
+      yield* settle
+      assert.deepStrictEqual(begun, [])
+      yield* handle(textUpdate(2))
+      assert.deepStrictEqual(begun, [2])
+    })
+  })
+
   it.effect("turns failures, defects and interruptions of a handler into HandlerFailed", () => {
     const register = on("message:text", (ctx): Effect.Effect<void, Error> => {
       if (ctx.msg.text === "fail") return Effect.fail(new Error("expected"))
