@@ -154,7 +154,8 @@ export class Invariants implements Watcher, Ledger {
     if (!instance.isAlive) return this.fail("S7", `${instance.name} handles #${task.number} after its end`)
     const message = this.byUpdate.get(updateId)
     if (message === undefined) return this.fail("S3", `${instance.name} handles ${updateId}, which nobody wrote`)
-    const { chats } = this.term(instance)
+    const { chats, releases } = this.term(instance)
+    if (releases.length > 0) this.fail("S7", `${instance.name} begins #${task.number} after its handlers were drained`)
     const before = chats.get(chat)
     if (before !== undefined && (before.isRunning || before.updateId >= updateId)) {
       const why = before.isRunning ? "is still under way" : "was begun before"

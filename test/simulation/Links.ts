@@ -114,6 +114,7 @@ export const fetchOf = (
     const { world } = instance
     if (!instance.isAlive) return
     world.stir()
+    if (init?.signal?.aborted === true) return reject(aborted())
     const url = new URL(String(input))
     const method = url.pathname.split("/").at(-1) ?? ""
     const body = typeof init?.body === "string" ? init.body : ""
@@ -143,11 +144,12 @@ export const fetchOf = (
     init?.signal?.addEventListener("abort", () =>
       over(() => {
         close()
-        reject(new DOMException("This operation was aborted", "AbortError"))
+        reject(aborted())
       }), { once: true })
   })
 
 const encoder = new TextEncoder()
+const aborted = () => new DOMException("This operation was aborted", "AbortError")
 const broken = () => new TypeError("fetch failed", { cause: new Error("read ECONNRESET") })
 
 // grammY reads the body as JSON and nothing else. A real Response would cost more than the rest of the call.
