@@ -207,10 +207,9 @@ const makeAdapter = Effect.fnUntraced(function*<A>(name: string) {
       // Typed as text always, and `undefined` for what has no JSON form.
       try: (): string | undefined => JSON.stringify(value),
       catch: (cause) => failure(address, new Unfit({ issue: messageOf(cause) }))
-    }).pipe(Effect.flatMap((text) =>
-      text === undefined
-        ? Effect.fail(failure(address, new Unfit({ issue: "it has no JSON form" })))
-        : Effect.succeed(text)
+    }).pipe(Effect.filterOrFail(
+      (text): text is string => text !== undefined,
+      () => failure(address, new Unfit({ issue: "it has no JSON form" }))
     ))
 
   const adapter: StorageAdapter<A> = {

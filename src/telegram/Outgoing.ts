@@ -122,8 +122,10 @@ const make = Effect.fnUntraced(function*(options: OutgoingOptions) {
       )
     }).pipe(
       Effect.scoped,
-      Effect.catchTag("Flooded", ({ answer }) => Effect.succeed(answer)),
-      Effect.catchTag("HeldBack", (held) => Effect.succeed(heldBack(held)))
+      Effect.catchTags({
+        Flooded: ({ answer }) => Effect.succeed(answer),
+        HeldBack: (held) => Effect.succeed(heldBack(held))
+      })
     )
 
   let isOpen = true

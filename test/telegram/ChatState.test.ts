@@ -51,7 +51,7 @@ const promises: ReadonlyArray<readonly [string, Effect.Effect<void, unknown, Cha
   [
     "gives what was set, for each chat and state on its own, and the initial value before and after",
     Effect.gen(function*() {
-      const Other = ChatState.make({ name: "other", schema: Schema.Number, initial: () => 1 })
+      const Other = ChatState.make({ name: "other", schema: Schema.Finite, initial: () => 1 })
       assert.deepStrictEqual(yield* Score.get(ctx(1)), { wins: 0 })
       yield* Score.set(ctx(1), { wins: 3, last: new Date(86_400_000) })
       assert.deepStrictEqual(yield* Score.update(ctx(2), win), { wins: 1 })

@@ -1,9 +1,10 @@
+import * as NodeRedis from "@effect/platform-node/NodeRedis"
 import { assert, describe, it } from "@effect/vitest"
 import { Clock, Context, Duration, Effect, Exit, Fiber, Layer, Metric, Random, Redacted, Scope } from "effect"
 import { Fetch } from "effect/http/FetchHttpClient"
 import { RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
-import { GrammyError, HttpError } from "grammy"
+import { Api, GrammyError, HttpError } from "grammy"
 import { BotApiSandbox, sandboxToken } from "../../src/sandbox/BotApiSandbox.ts"
 import type { BotApiError } from "../../src/telegram/BotApiError.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
@@ -11,6 +12,7 @@ import { Outgoing, type OutgoingOptions } from "../../src/telegram/Outgoing.ts"
 import { type Limit, mostWithin, sendingOf, telegramLimits } from "../../src/telegram/Outgoing/Limits.ts"
 import { idempotentMethods, isIdempotent } from "../../src/telegram/Outgoing/Repetition.ts"
 import { TokenBuckets } from "../../src/telegram/Outgoing/TokenBuckets.ts"
+import * as Redis from "../servers/Redis.ts"
 import { makeLogs } from "./Logs.ts"
 import { makeLock, settle, textUpdate } from "./ScriptedTelegram.ts"
 
@@ -222,6 +224,20 @@ describe("Outgoing limits", () => {
       assert.deepStrictEqual(seconds(sent), [0, 20])
     }))
 
+  it.effect("paid messages have the bot's limit that was paid for", () =>
+    Effect.gen(function*() {
+      const { begin, meet, sent, session } = yield* setUp()
+      const chats = Array.from({ length: 300 }, (_, index) => index + 1)
+      yield* meet(...chats)
+      const paid = { allow_paid_broadcast: true }
+      for (const chat of chats) {
+        yield* begin(session.call("sendMessage", (api, signal) => api.sendMessage(chat, "x", paid, signal)))
+      }
+      yield* pass("200 millis")
+      assert.lengthOf(sent, 300)
+      assert.isAtMost(most(sent, "100 millis"), mostWithin(telegramLimits.paid, "100 millis"))
+    }))
+
   it.effect("calls that send nothing go at once, however many", () =>
     Effect.gen(function*() {
       const { meet, sent, session } = yield* setUp()
@@ -389,6 +405,34 @@ describe("Outgoing limits", () => {
     }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
 })
 
+Redis.describeWithAny("Outgoing limits in Redis", () => {
+  it.live("two programs with one token keep one limit together", () =>
+    Effect.gen(function*() {
+      const url = yield* Redis.anyUrl
+      const limiter = () =>
+        Layer.fresh(RateLimiter.layer.pipe(
+          Layer.provide(RateLimiter.layerStoreRedis({ prefix: `outgoing:${process.pid}:` })),
+          Layer.provide(NodeRedis.layer({ url: Redacted.value(url) })),
+          Layer.orDie
+        ))
+      const limits = { private: { burst: 3, interval: "200 millis" } } as const
+      const one = yield* setUp({ limits, limiter: limiter() })
+      const other = yield* setUp({ limits, limiter: limiter() })
+      yield* one.meet(1)
+      yield* other.meet(1)
+      yield* Effect.forEach(
+        [one, other, one, other, one, other],
+        ({ send }, index) => send(1, String(index)),
+        { concurrency: "unbounded" }
+      )
+      const at = [...one.sent, ...other.sent].map(({ at }) => at).sort((a, b) => a - b)
+      assert.lengthOf(at, 6)
+      // Three at once, and one for each step after that. Each step begins when the store says so, never earlier.
+      assert.isAtLeast(at[5]! - at[0]!, 590)
+      assert.notInclude([...one.logs.messages(), ...other.logs.messages()].join(), "cannot be asked")
+    }), 30_000)
+})
+
 describe("Outgoing repetition", () => {
   it.effect("waits out a 429 and makes the same call again, before the next of its chat", () =>
     Effect.gen(function*() {
@@ -545,6 +589,24 @@ describe("Outgoing repetition", () => {
       yield* Fiber.join(reply)
       assert.lengthOf(sent, 3)
       assert.deepStrictEqual(botTexts(yield* sandbox.transcript(1)), ["once"])
+    }))
+
+  it.effect("passes on at once what this program itself refuses", () =>
+    Effect.gen(function*() {
+      const { session } = yield* setUp()
+      // Installed on one API only, inside ours, as a lost lease is.
+      const refusal = new Error("not ours any more")
+      let tries = 0
+      const { bot } = session
+      const own = bot.api.config.installedTransformers()
+      const inner = new Api(bot.token)
+      inner.config.use(() => {
+        tries++
+        return Promise.reject(refusal)
+      }, ...own.slice(-1))
+      const error = yield* Effect.promise(() => inner.getMyCommands().then(() => "done", (error: unknown) => error))
+      assert.strictEqual(error, refusal)
+      assert.strictEqual(tries, 1)
     }))
 
   it.effect("passes a refusal on, once", () =>

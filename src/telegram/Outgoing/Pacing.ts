@@ -139,10 +139,10 @@ export const make = Effect.fnUntraced(function*(options: {
           // What is more than a whole bucket cannot be waited for. It goes with the rest, and those after it pay for it.
           Effect.tap(() => rest > 0 ? limiter.consume({ ...shared, tokens: rest, onExceeded: "delay" }) : Effect.void),
           Effect.as(0),
-          Effect.catch((error) =>
-            error.reason._tag === "RateLimitExceeded"
-              ? Effect.succeed(Math.max(1, Duration.toMillis(error.reason.retryAfter)))
-              : Effect.fail(error)
+          Effect.catchReason(
+            "RateLimiterError",
+            "RateLimitExceeded",
+            ({ retryAfter }) => Effect.succeed(Math.max(1, Duration.toMillis(retryAfter)))
           )
         )
         return orUnspaced(taken, 0)

@@ -41,8 +41,10 @@ export class Unanswered {
   get wasNeverSent(): boolean {
     return isBeforeSending(this.cause)
   }
+  /** What is neither grammY's failure nor a 5xx comes from this program, such as a lost lease: waiting does not help. */
   get isRepeatable(): boolean {
-    return this.wasNeverSent || isIdempotent(this.method)
+    const isTelegrams = this.answer !== undefined || this.cause instanceof HttpError
+    return isTelegrams && (this.wasNeverSent || isIdempotent(this.method))
   }
 }
 
