@@ -52,6 +52,10 @@ export const until = async (what, seconds, probe) => {
 export const startFleet = async (settings) => {
   const folder = mkdtempSync(join(tmpdir(), "soloist-chaos-"))
   const processes = []
+  // However this script ends: what it started does not outlive it.
+  process.once("exit", () => {
+    for (const started of processes) started.kill("SIGKILL")
+  })
   const launch = (env) => {
     const lines = []
     const child = spawn(process.execPath, [main], {
@@ -82,7 +86,9 @@ export const startFleet = async (settings) => {
     processes.push(started)
     return started
   }
+  const stopped = new AbortController()
   const end = async () => {
+    stopped.abort()
     for (const started of processes) started.kill("SIGKILL")
     await Promise.all(processes.map(({ exited }) => exited))
     rmSync(folder, { recursive: true, force: true })
@@ -134,11 +140,13 @@ export const startFleet = async (settings) => {
       calls.push(...found)
     }
     const sent = []
-    const stopped = new AbortController()
     /** Numbered messages in 30 chats, one after the other, until it is told to stop. */
     const load = async (pause) => {
       while (!stopped.signal.aborted) {
-        await write()
+        // A message that the sandbox did not take was not sent. Anything but a broken connection ends the run.
+        await write().catch((error) => {
+          if (!stopped.signal.aborted && error.cause === undefined) throw error
+        })
         await sleep(pause)
       }
     }
