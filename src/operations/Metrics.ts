@@ -24,6 +24,12 @@ export const updateDuration = Metric.histogram("tgbot_update_duration_seconds", 
   boundaries: [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 })
 
+export const handlerRetries = counter("tgbot_handler_retries_total", "Updates whose handler is tried again, by type.")
+export const updatesSetAside = counter("tgbot_updates_set_aside_total", "Updates that were set aside, by reason.")
+export const deadLetters = Metric.gauge("tgbot_dead_letters", {
+  description: "Updates that were set aside and are not handled before somebody says so."
+})
+
 export const apiRequests = counter("tgbot_api_requests_total", "Bot API calls by method and answer code.")
 export const apiRequestDuration = Metric.histogram("tgbot_api_request_duration_seconds", {
   description: "How long Bot API calls took, long polls apart.",

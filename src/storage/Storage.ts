@@ -10,6 +10,7 @@ import * as ExitCode from "../operations/ExitCode.ts"
 import updateInbox from "./migrations/0001_update_inbox.ts"
 import schedule from "./migrations/0002_schedule.ts"
 import chatState from "./migrations/0003_chat_state.ts"
+import deadLetters from "./migrations/0004_dead_letters.ts"
 import * as Sqlite from "./Sqlite.ts"
 
 /** The state folder or the database in it cannot be used. Nothing has been changed. */
@@ -31,7 +32,8 @@ export const migrate = Migrator.make({})({
   loader: Migrator.fromRecord({
     "0001_update_inbox": updateInbox,
     "0002_schedule": schedule,
-    "0003_chat_state": chatState
+    "0003_chat_state": chatState,
+    "0004_dead_letters": deadLetters
   })
 })
 

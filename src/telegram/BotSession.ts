@@ -131,39 +131,67 @@ const makeCall =
       : Effect.timeoutOrElse(call, { duration: limit, orElse: () => Effect.fail(unanswered(method, limit)) })
   }
 
-const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => (update) =>
-  Effect.contextWith((context: Context.Context<never>) =>
-    Effect.suspend(() => {
-      let isCut = false
-      let controller: AbortController | undefined
-      const cut = () => {
-        isCut = true
-        controller?.abort()
-      }
-      const signal = () => {
-        controller ??= new AbortController()
-        if (isCut) controller.abort()
-        return controller.signal
-      }
-      const current: Handling = { signal, isCut: () => isCut, context, fibers: new Set() }
-      return Effect.tryPromise({
-        try: () => handling.run(current, () => bot.handleUpdate(update)),
-        catch: (cause) => new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, redact(token)) })
-      }).pipe(Effect.onInterrupt(() => Effect.andThen(Effect.sync(cut), unwind(current.fibers))))
-    })
-  )
+const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => {
+  const hidden = redact(token)
+  return (update) =>
+    Effect.withFiber((fiber) =>
+      Effect.callback((resume) => {
+        const current = new Handled(fiber.context)
+        handling.run(current, handleUpdate, bot, update).then(
+          () => resume(Effect.void),
+          (cause) =>
+            resume(Effect.fail(new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, hidden) })))
+        )
+        return Effect.suspend(() => {
+          current.cut()
+          return current.fibers.size === 0 ? Effect.void : unwind(current.fibers)
+        })
+      })
+    )
+}
+
+const handleUpdate = (bot: Bot, update: Update): Promise<void> => bot.handleUpdate(update)
+
+/** One of these is made for each update, so what few updates need is made when they ask for it. */
+class Handled implements Handling {
+  readonly context: Context.Context<never>
+  private wasCut = false
+  private controller: AbortController | undefined
+  private forked: Set<Fiber.Fiber<unknown, unknown>> | undefined
+
+  constructor(context: Context.Context<never>) {
+    this.context = context
+  }
+
+  get fibers(): Set<Fiber.Fiber<unknown, unknown>> {
+    return this.forked ??= new Set()
+  }
+
+  signal(): AbortSignal {
+    this.controller ??= new AbortController()
+    if (this.wasCut) this.controller.abort()
+    return this.controller.signal
+  }
+
+  isCut(): boolean {
+    return this.wasCut
+  }
+
+  cut(): void {
+    this.wasCut = true
+    this.controller?.abort()
+  }
+}
 
 // Middleware made of promises cannot be stopped: its calls are refused from here on. Effects are waited for, because
 // their finalizers belong to the update, but never for long.
 const unwind = (fibers: Handling["fibers"]) =>
-  Effect.suspend(() =>
-    fibers.size === 0 ? Effect.void : Fiber.interruptAll(fibers).pipe(
-      Effect.interruptible,
-      Effect.timeoutOrElse({
-        duration: unwindLimit,
-        orElse: () => Effect.logWarning("A cancelled handler does not end; it is left behind")
-      })
-    )
+  Fiber.interruptAll(fibers).pipe(
+    Effect.interruptible,
+    Effect.timeoutOrElse({
+      duration: unwindLimit,
+      orElse: () => Effect.logWarning("A cancelled handler does not end; it is left behind")
+    })
   )
 
 /** Gives every API call of an update's handlers the signal of the update, whether made through `ctx` or `bot.api`. */

@@ -1,30 +1,58 @@
 /**
  * Runs updates through their handlers: in order within a chat, at once across chats, all of it bounded. The invariants:
  * a handler starts only while the lease is proven; one that fails, dies or hangs is reported and never noticed by other
- * chats; an update leaves the inbox only after its handler has ended by itself or was given up for good.
+ * chats; an update leaves the inbox only after its handler has ended by itself or was set aside.
  *
  * ```
- * offer -> lane of the chat -> ready queue -> one of `concurrency` workers -> handler -> inbox.finish
+ * offer -> lane of the chat -> its turn -> handler -> inbox.finish
+ *                                             failed, hung -> backoff, again -> set aside
  * ```
+ *
+ * An update whose handler fails is tried again before the later updates of its chat, which keep their order and wait.
+ * Nothing here waits for a turn: each handler is a fiber of its own, and the end of one begins the next.
  */
-import { Clock, Context, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Schema, Scope } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Latch,
+  Layer,
+  Pull,
+  Queue,
+  Schedule,
+  Tracer
+} from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
-import * as Metrics from "../operations/Metrics.ts"
+import { LeaseLost } from "../lock/LockStore.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
+import type { HandlerFailed } from "./BotSession.ts"
 import { kindOf, laneOf } from "./Lane.ts"
 import { type Lane, Lanes } from "./Lanes.ts"
+import * as Backlogs from "./UpdateDispatcher/Backlog.ts"
+import { HandlerMetrics } from "./UpdateDispatcher/HandlerMetrics.ts"
+import * as HandlerTimeout from "./UpdateDispatcher/HandlerTimeout.ts"
 import { UpdateHandler } from "./UpdateHandler.ts"
-import { type InboxError, UpdateInbox } from "./UpdateInbox.ts"
+import { type DeadLetter, type InboxError, UpdateInbox } from "./UpdateInbox.ts"
 
 export interface UpdateDispatcherOptions {
   /** How many updates are handled at the same time, each of another chat. 500 when not given. */
   readonly concurrency?: number | undefined
-  /** How many updates may be unfinished in memory before `offer` waits. 1,000 when not given. */
+  /**
+   * How many updates may be unfinished in memory before `offer` waits, and how many of a previous run are in memory beside
+   * them. 1,000 when not given.
+   */
   readonly capacity?: number | undefined
-  /** A handler that runs longer is reported and then cancelled. 60 s when not given. */
+  /** A handler that runs longer is reported and then cancelled, which counts as a failed attempt. 60 s when not given. */
   readonly handlerTimeout?: Duration.Input | undefined
+  /** How often the handler of one update may fail before the update is set aside. 3 when not given. */
+  readonly handlerAttempts?: number | undefined
   /** How long running handlers may take to end when the dispatcher closes. 5 s when not given. */
   readonly drainTimeout?: Duration.Input | undefined
 }
@@ -35,31 +63,26 @@ export interface DrainReport {
   readonly finished: number
   /** Updates whose handlers were cancelled. They are in the inbox and run again on the next start. */
   readonly cancelled: ReadonlyArray<number>
-  /** Updates that were taken and never begun. They are in the inbox and run on the next start. */
+  /** Updates that were taken and are not under way. They are in the inbox and run on the next start. */
   readonly left: number
 }
 
-/** A handler ran longer than it may, and was cancelled with its API calls. */
-export class HandlerTimedOut extends Schema.TaggedError<HandlerTimedOut>()("HandlerTimedOut", {
-  updateId: Schema.Int,
-  limit: Schema.Duration
-}) {
-  override get message(): string {
-    return `The handler of update ${this.updateId} did not end within ${Duration.format(this.limit)} and was cancelled.`
-  }
-}
+export { HandlerTimedOut } from "./UpdateDispatcher/HandlerTimeout.ts"
 
 export class UpdateDispatcher extends Context.Service<UpdateDispatcher, {
   /** Takes a stored update. Waits while `capacity` updates are unfinished, which is what slows the poller down. */
   readonly offer: (update: Update) => Effect.Effect<void>
-  /** Takes all that the inbox has unfinished from before, in order. Returns how many. Called once, before anything is offered. */
+  /**
+   * Begins to take what the inbox has unfinished from before, in order, without waiting for it: what is offered meanwhile
+   * waits for the rest of its own chat only. Returns how many there are. Called once, before anything is offered.
+   */
   readonly resume: Effect.Effect<number, InboxError>
   /** How many updates are taken and not finished. */
   readonly unfinished: Effect.Effect<number>
   /** Starts nothing new, gives running handlers `drainTimeout`, then cancels them. Done by closing; safe to do twice. */
   readonly drain: Effect.Effect<DrainReport>
 }>()("soloist/telegram/UpdateDispatcher") {
-  /** Its workers end with the scope, after the drain. A lost lease ends them at once, and their handlers with them. */
+  /** Its handlers end with the scope, after the drain. A lost lease ends them at once. */
   static readonly layer = (options: UpdateDispatcherOptions = {}): Layer.Layer<
     UpdateDispatcher,
     never,
@@ -71,10 +94,14 @@ const defaults = {
   concurrency: 500,
   capacity: 1_000,
   handlerTimeout: Duration.seconds(60),
+  handlerAttempts: 3,
   drainTimeout: Duration.seconds(5)
 } as const
-/** Unfinished updates are read from the inbox in pages of this size. */
-const resumePage = 500
+
+/** The waits of an update between the attempts of its handler. */
+export const handlerBackoff = Schedule.min([Schedule.exponential("1 second", 2), Schedule.spaced("1 minute")])
+/** What a dead letter keeps of its error. */
+const errorMax = 2_000
 
 const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const handler = yield* UpdateHandler
@@ -82,149 +109,267 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const lock = yield* InstanceLock
   const { fork } = yield* Supervisor
   const clock = yield* Clock.Clock
-  const metrics = yield* Effect.context<never>()
+  const context = yield* Effect.context<never>()
   const concurrency = options.concurrency ?? defaults.concurrency
   const capacity = options.capacity ?? defaults.capacity
   const handlerTimeout = Duration.fromInputUnsafe(options.handlerTimeout ?? defaults.handlerTimeout)
+  const handlerAttempts = options.handlerAttempts ?? defaults.handlerAttempts
   const drainTimeout = Duration.fromInputUnsafe(options.drainTimeout ?? defaults.drainTimeout)
 
-  const ready = yield* Queue.unbounded<Lane<Update>>()
-  const lanes = new Lanes<Update>((lane) => Queue.offerUnsafe(ready, lane))
+  const start = Effect.runForkWith(context)
+  const metrics = new HandlerMetrics(context)
+  const lanes = new Lanes<Update>()
   const room = yield* Latch.make(true)
   const idle = yield* Latch.make(true)
-  const scope = yield* Effect.scope
-  const slots = Array.from({ length: concurrency }, (): Slot => ({ fiber: undefined, running: undefined }))
+  const broken = yield* Deferred.make<never, LeaseLost | InboxError>()
+  const suspects = yield* Queue.unbounded<Backlogs.Suspect & { readonly lane: Lane<Update> }>()
+  /** In the order in which they began. */
+  const underWay = new Set<Running>()
+  const waitingToRetry = new Set<Fiber.Fiber<void, LeaseLost | InboxError>>()
+  /** Of the few updates that are not on their first attempt or come from a previous run. */
+  const records = new Map<number, Record>()
   const cut: Array<Update> = []
   let unfinished = 0
+  let fresh = 0
   let finishedInDrain = 0
+  let notBegun = 0
   let isDraining = false
+  let isStopped = false
+  let isBeginning = false
 
-  const changed = (by: number) => {
+  const changed = (by: number, isFresh: boolean) => {
     unfinished += by
-    Metrics.updatesInFlight.updateUnsafe(unfinished, metrics)
-    if (unfinished < capacity) room.openUnsafe()
-    else room.closeUnsafe()
+    if (isFresh) {
+      const wasFull = fresh >= capacity
+      fresh += by
+      const isFull = fresh >= capacity
+      if (isFull && !wasFull) room.closeUnsafe()
+      else if (wasFull && !isFull) room.openUnsafe()
+    }
+    metrics.inFlight(unfinished)
     if (unfinished === 0) idle.openUnsafe()
-    else idle.closeUnsafe()
+    else if (unfinished === by) idle.closeUnsafe()
   }
 
-  const started = Metrics.labelled(Metrics.updates, ["type"])
-  const took = Metrics.labelled(Metrics.updateDuration, ["type", "outcome"])
-  const measure = (update: Update, since: number, outcome: Outcome) => {
-    const seconds = (clock.currentTimeMillisUnsafe() - since) / 1000
-    took(kindOf(update), outcome).updateUnsafe(seconds, metrics)
+  /** The update has left memory, and its lane goes on. */
+  const leave = (lane: Lane<Update>, update: Update) => {
+    const record = records.size === 0 ? undefined : records.get(update.update_id)
+    if (record !== undefined) records.delete(update.update_id)
+    const isFresh = record?.isLeftover !== true
+    if (!isFresh) backlog.leave()
+    changed(-1, isFresh)
+    lanes.giveBack(lane)
+    beginNext()
   }
 
-  /** The worker's turn with one lane: at most one update. Fails only when the lease is lost. */
-  const turn = Effect.fnUntraced(function*(slot: Slot, lane: Lane<Update>) {
-    yield* lock.ensureValid
-    const update = lanes.next(lane)
-    if (update === undefined) return lanes.giveBack(lane)
-    const since = clock.currentTimeMillisUnsafe()
-    slot.running = { update, since, isOverdue: false }
-    yield* Effect.onExit(handle(update), (exit) => {
-      const outcome = Exit.isSuccess(exit) ? exit.value : slot.running?.isOverdue === true ? "timeout" : "cut"
-      slot.running = undefined
-      if (outcome === "cut") cut.push(update)
-      else measure(update, since, outcome)
-      if (outcome !== "cut" && isDraining) finishedInDrain++
-      changed(-1)
-      lanes.giveBack(lane)
-      return outcome === "cut" ? Effect.void : inbox.finish(update.update_id)
-    })
-  })
+  /** It stays in the inbox. */
+  const leaveUnbegun = (lane: Lane<Update>, update: Update) => {
+    notBegun++
+    leave(lane, update)
+  }
 
-  const handle = (update: Update): Effect.Effect<Outcome> =>
-    handler.handle(update).pipe(
-      Effect.as<Outcome>("ok"),
-      // Not reached when this worker is interrupted, so an interruption here is one that the handler made itself.
-      Effect.catchCause((cause) =>
-        Effect.as(
-          Effect.annotateLogs(Effect.logError("Handler failed", cause), { update_id: update.update_id }),
-          "failed" as const
-        )
-      ),
-      Effect.withSpan(
+  // What ends at once, within `begin`, comes back here: the loop that is under way goes on with it.
+  const beginNext = () => {
+    if (isBeginning) return
+    isBeginning = true
+    while (underWay.size < concurrency) {
+      const lane = isStopped ? undefined : lanes.take()
+      if (lane === undefined) break
+      const update = lanes.next(lane)
+      if (update === undefined) lanes.giveBack(lane)
+      else if (records.size === 0) begin(lane, update)
+      else beginRecorded(lane, update)
+    }
+    isBeginning = false
+  }
+
+  const beginRecorded = (lane: Lane<Update>, update: Update) => {
+    const record = records.get(update.update_id)
+    if (record?.crashes === undefined) return begin(lane, update)
+    const ended = Deferred.makeUnsafe<void>()
+    record.ended = ended
+    Queue.offerUnsafe(suspects, { lane, update, isMarked: record.crashes > 0, ended })
+    record.crashes = undefined
+  }
+
+  const begin = (lane: Lane<Update>, update: Update) => {
+    const running: Running = {
+      lane,
+      update,
+      since: clock.currentTimeMillisUnsafe(),
+      fiber: undefined,
+      isOverdue: false,
+      isCut: false
+    }
+    underWay.add(running)
+    const fiber = start(handle(update))
+    running.fiber = fiber
+    fiber.addObserver((exit) => ended(running, exit))
+  }
+
+  const finish = (update: Update) => inbox.finish(update.update_id)
+  const handle = (update: Update): Effect.Effect<void, HandlerFailed | LeaseLost> =>
+    Effect.flatMap(lock.ensureValid, () => Effect.flatMap(observed(update), () => finish(update)))
+  const observed = Context.get(context, Tracer.Tracer) === Tracer.nativeTracer
+    ? handler.handle
+    : (update: Update) =>
+      Effect.suspend(() => handler.handle(update)).pipe(Effect.withSpan(
         "process telegram",
         { kind: "consumer", attributes: { update_id: update.update_id } },
         // The stack would always be this line, and costs more than the rest of the span.
         { captureStackTrace: false }
-      )
-    )
+      ))
 
-  // A lost lease ends all workers at once, and their handlers with them: somebody else may answer the same users now.
-  const startWorker = (slot: Slot) =>
-    Queue.take(ready).pipe(
-      Effect.flatMap((lane) => turn(slot, lane)),
-      Effect.forever,
-      Effect.raceFirst(lock.lost),
-      (worker) => fork("update worker", worker),
-      Effect.provideService(Scope.Scope, scope),
-      Effect.map((fiber) => {
-        slot.fiber = fiber
-      })
+  const ended = (running: Running, exit: Exit.Exit<void, HandlerFailed | LeaseLost>) => {
+    const { lane, update } = running
+    underWay.delete(running)
+    if (records.size > 0) {
+      const suspected = records.get(update.update_id)?.ended
+      if (suspected !== undefined) Deferred.doneUnsafe(suspected, Exit.void)
+    }
+    if (Exit.isSuccess(exit)) {
+      metrics.ended(update, running.since, "ok")
+      if (isDraining) finishedInDrain++
+      return leave(lane, update)
+    }
+    const lost = exit.cause.reasons.find((reason) => reason._tag === "Fail" && reason.error instanceof LeaseLost)
+    if (lost?._tag === "Fail" && lost.error instanceof LeaseLost) {
+      Deferred.doneUnsafe(broken, Exit.fail(lost.error))
+      return leaveUnbegun(lane, update)
+    }
+    if (running.isCut) {
+      cut.push(update)
+      return leave(lane, update)
+    }
+    metrics.ended(update, running.since, running.isOverdue ? "timeout" : "failed")
+    if (isDraining) finishedInDrain++
+    const fiber = start(
+      tryAgain(running, running.isOverdue ? Cause.fail(HandlerTimeout.overrun(update, handlerTimeout)) : exit.cause)
     )
+    waitingToRetry.add(fiber)
+    fiber.addObserver((result) => {
+      waitingToRetry.delete(fiber)
+      if (Exit.isSuccess(result)) return
+      // The storage or the lease is gone, or the dispatcher closes: the update stays in the inbox.
+      const failure = Cause.findErrorOption(result.cause)
+      if (failure._tag === "Some") Deferred.doneUnsafe(broken, Exit.fail(failure.value))
+      leaveUnbegun(lane, update)
+    })
+    beginNext()
+  }
 
-  // One watch for all handlers, instead of a race for each update. A worker whose handler hangs is given up with it.
-  const cancelOverdue = Effect.fnUntraced(function*(slot: Slot, running: Running) {
-    running.isOverdue = true
-    const overrun = new HandlerTimedOut({ updateId: running.update.update_id, limit: handlerTimeout })
-    yield* Effect.annotateLogs(Effect.logError("Handler timed out", overrun), { update_id: running.update.update_id })
-    if (slot.fiber !== undefined) yield* Fiber.interrupt(slot.fiber)
-    if (!isDraining) yield* startWorker(slot)
+  /** Waits, then gives the update its turn again, before all that is behind it in its lane. Or sets it aside. */
+  const tryAgain = Effect.fnUntraced(function*(running: Running, cause: Cause.Cause<unknown>) {
+    const { lane, update } = running
+    const record = records.get(update.update_id) ?? newRecord(0)
+    records.set(update.update_id, record)
+    record.attempts++
+    if (!running.isOverdue) {
+      yield* Effect.logError("Handler failed", cause).pipe(Effect.annotateLogs({
+        update_id: update.update_id,
+        kind: kindOf(update),
+        attempt: `${record.attempts}/${handlerAttempts}`
+      }))
+    }
+    if (record.attempts >= handlerAttempts) {
+      yield* setAside(update, "failed", record.attempts, textOf(cause))
+      return leave(lane, update)
+    }
+    yield* inbox.failed(update.update_id)
+    metrics.retried(update)
+    record.wait ??= yield* Schedule.toStepWithSleep(handlerBackoff)
+    yield* Pull.catchDone(record.wait(undefined), () => Effect.void)
+    lanes.giveBackAgain(lane)
+    beginNext()
   })
-  const watch = Effect.gen(function*() {
-    const limit = Duration.toMillis(handlerTimeout)
-    while (true) {
-      const now = clock.currentTimeMillisUnsafe()
-      let next = now + limit
-      const overdue: Array<Effect.Effect<void>> = []
-      for (const slot of slots) {
-        if (slot.running === undefined || slot.running.isOverdue) continue
-        const deadline = slot.running.since + limit
-        if (deadline <= now) overdue.push(cancelOverdue(slot, slot.running))
-        else next = Math.min(next, deadline)
-      }
-      yield* Effect.all(overdue, { concurrency: "unbounded", discard: true })
-      yield* Effect.sleep(Math.max(0, next - clock.currentTimeMillisUnsafe()))
+
+  const setAside = Effect.fnUntraced(function*(
+    update: Update,
+    reason: DeadLetter["reason"],
+    attempts: number,
+    error: string
+  ) {
+    yield* inbox.setAside({ update, reason, error, attempts, setAsideAt: clock.currentTimeMillisUnsafe() })
+    metrics.setAside(reason)
+    yield* Effect.logError("An update was set aside; it is not handled before somebody says so").pipe(
+      Effect.annotateLogs({ update_id: update.update_id, kind: kindOf(update), attempts, reason })
+    )
+  })
+
+  const backlog = yield* Backlogs.make({
+    inbox,
+    pageSize: Math.min(Math.ceil(capacity / 2), pageMax),
+    sink: {
+      take: (update, { attempts, crashes }) => {
+        if (isDraining) return
+        records.set(update.update_id, { ...newRecord(attempts), isLeftover: true, crashes })
+        changed(1, false)
+        lanes.push(laneOf(update), update)
+        beginNext()
+      },
+      takeNew: (update) => {
+        lanes.push(laneOf(update), update)
+        beginNext()
+      },
+      setAside: (row, update) =>
+        Effect.catch(
+          setAside(update, "crashed", row.attempts, "The process ended each time that this update was handled."),
+          (error) => Deferred.fail(broken, error)
+        )
     }
   })
 
   const offer = (update: Update): Effect.Effect<void> =>
     Effect.suspend(() => {
       if (isDraining) return Effect.void
-      if (unfinished >= capacity) return Effect.andThen(room.await, offer(update))
-      started(kindOf(update)).updateUnsafe(1, metrics)
-      changed(1)
+      if (fresh >= capacity) return Effect.andThen(room.await, offer(update))
+      metrics.received(update)
+      changed(1, true)
+      if (backlog.park(update)) return Effect.void
       lanes.push(laneOf(update), update)
+      beginNext()
       return Effect.void
     })
 
+  const scope = yield* Effect.scope
   const resume = Effect.gen(function*() {
-    let after: number | undefined
-    let count = 0
-    while (true) {
-      const page = yield* inbox.unfinished({ after, limit: resumePage })
-      yield* Effect.forEach(page, offer, { discard: true })
-      count += page.length
-      after = page.at(-1)?.update_id
-      if (after === undefined) return count
+    const found = yield* backlog.open
+    const count = [...found.lanes.values()].reduce((sum, updates) => sum + updates, 0)
+    if (count > 0) {
+      const feed = backlog.feed(found).pipe(Effect.catch((error) => Deferred.fail(broken, error)))
+      yield* Effect.forkIn(feed, scope)
     }
+    return count
   })
+
+  const interruptAll = (runs: ReadonlyArray<Running>) =>
+    Effect.suspend(() => {
+      for (const running of runs) running.isCut = true
+      return Fiber.interruptAll(runs.flatMap(({ fiber }) => fiber ?? []))
+    })
 
   const drain = yield* Effect.cached(Effect.gen(function*() {
     isDraining = true
+    let left = backlog.clear()
+    changed(-left, true)
     // A durable inbox keeps what was not begun. From one in memory it would be lost, so it may use the time there is.
-    const dropped = inbox.isDurable ? lanes.clear() : []
-    changed(-dropped.length)
+    if (inbox.isDurable) left += dropAll()
+    for (const fiber of waitingToRetry) fiber.interruptUnsafe()
+    for (const suspect of yield* Queue.clear(suspects)) leaveUnbegun(suspect.lane, suspect.update)
     yield* Effect.raceFirst(idle.await, Effect.flip(lock.lost)).pipe(Effect.timeoutOption(drainTimeout))
-    yield* Fiber.interruptAll(slots.flatMap(({ fiber }) => fiber ?? []))
-    const left = dropped.length + lanes.clear().length
-    const report: DrainReport = { finished: finishedInDrain, cancelled: cut.map((update) => update.update_id), left }
+    isStopped = true
+    left += dropAll()
+    yield* interruptAll([...underWay])
+    yield* Fiber.interruptAll(waitingToRetry)
+    const report: DrainReport = {
+      finished: finishedInDrain,
+      cancelled: cut.map((update) => update.update_id),
+      left: left + notBegun
+    }
     yield* Effect.log("Update handlers drained").pipe(Effect.annotateLogs({
       finished: report.finished,
       cancelled: report.cancelled.length,
-      left
+      left: report.left
     }))
     if (report.cancelled.length > 0) {
       yield* Effect.logWarning("Handlers were cancelled; their updates run again on the next start").pipe(
@@ -233,9 +378,34 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     }
     return report
   }))
+  const dropAll = () => {
+    const dropped = lanes.clear()
+    for (const update of dropped) {
+      const isFresh = records.get(update.update_id)?.isLeftover !== true
+      records.delete(update.update_id)
+      changed(-1, isFresh)
+    }
+    return dropped.length
+  }
 
-  yield* Effect.forEach(slots, startWorker, { discard: true })
-  yield* fork("handler watch", watch)
+  // A lost lease ends all handlers at once: somebody else may answer the same users now.
+  const guard = Effect.raceFirst(lock.lost, Deferred.await(broken)).pipe(
+    Effect.onError(() => {
+      isStopped = true
+      return interruptAll([...underWay])
+    })
+  )
+
+  yield* fork("update worker", guard)
+  yield* fork("handler watch", HandlerTimeout.watch({ underWay, limit: handlerTimeout }))
+  yield* fork(
+    "suspect watch",
+    Backlogs.beginSuspects({
+      suspects,
+      inbox,
+      begin: ({ lane, update }) => isDraining ? leaveUnbegun(lane, update) : begin(lane, update)
+    })
+  )
   // After the workers, so that it runs before their scope would interrupt them.
   yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
   return UpdateDispatcher.of({ offer, resume, unfinished: Effect.sync(() => unfinished), drain })
@@ -243,17 +413,35 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 
 /** What cancelling the handlers may take on top of the drain. */
 const drainMargin = Duration.seconds(2)
+/** Unfinished updates are read from the inbox in pages of at most this size, and at most two pages are in memory. */
+const pageMax = 500
 
-type Outcome = "ok" | "failed" | "timeout"
-
-interface Running {
-  readonly update: Update
-  readonly since: number
-  isOverdue: boolean
+/** A handler that is under way. */
+interface Running extends HandlerTimeout.Timed {
+  readonly lane: Lane<Update>
+  /** Interrupted, because the dispatcher closes or the lease is lost. */
+  isCut: boolean
 }
 
-/** One of the `concurrency` places in which a handler runs. */
-interface Slot {
-  fiber: Fiber.Fiber<never, unknown> | undefined
-  running: Running | undefined
+/** What is known of an update beside its content. */
+interface Record {
+  attempts: number
+  readonly isLeftover: boolean
+  /** Set until the update is begun, if it may have ended the process. */
+  crashes: number | undefined
+  ended: Deferred.Deferred<void> | undefined
+  wait: ((input: unknown) => Pull.Pull<unknown, never, unknown>) | undefined
+}
+
+const newRecord = (attempts: number): Record => ({
+  attempts,
+  isLeftover: false,
+  crashes: undefined,
+  ended: undefined,
+  wait: undefined
+})
+
+const textOf = (cause: Cause.Cause<unknown>): string => {
+  const error = Cause.squash(cause)
+  return (error instanceof Error ? error.message : String(error)).slice(0, errorMax)
 }

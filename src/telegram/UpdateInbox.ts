@@ -7,7 +7,7 @@
  * ("smaller than the offset") would be simpler and wrong: after a week of silence Telegram may begin a new, smaller
  * sequence of ids. An honest server never repeats what a later offset has confirmed.
  */
-import { Array, Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema } from "effect"
+import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
@@ -17,6 +17,7 @@ import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
+import * as InboxTable from "./UpdateInbox/InboxTable.ts"
 
 /** The storage behind the inbox could not be used. Nothing was confirmed, so Telegram still has what is missing. */
 export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
@@ -33,11 +34,45 @@ export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
   }
 }
 
-/** A part of what is unfinished, in order. */
+/** A part of what is there, in the order of the ids. */
 export interface InboxPage {
   /** Only updates after this one; from the first when `undefined`. */
   readonly after: number | undefined
   readonly limit: number
+}
+
+/** An update that a previous run has left. */
+export interface Leftover {
+  readonly updateId: number
+  readonly lane: string
+  /** `undefined` when what is stored cannot be read. It stays there and is not handled. */
+  readonly update: Update | undefined
+  /** How often its handler has failed. */
+  readonly attempts: number
+  /** How often it was begun again after a run that had crashed. */
+  readonly crashes: number
+}
+
+/** What the previous runs have left. */
+export interface Backlog {
+  /** How many updates of each lane. */
+  readonly lanes: ReadonlyMap<string, number>
+  /** The last run has not closed: one of these updates may have ended its process. */
+  readonly hadCrashed: boolean
+  /** How many were begun again after a crash, and were there when the process ended once more. */
+  readonly suspects: number
+}
+
+/** An update that was set aside. It is not handled again before somebody says so. */
+export interface DeadLetter {
+  readonly update: Update
+  /** Its handler failed too often, or it was being handled each time that the process ended. */
+  readonly reason: "failed" | "crashed"
+  /** What its handler failed with, without the token. */
+  readonly error: string
+  readonly attempts: number
+  /** Milliseconds since the epoch. */
+  readonly setAsideAt: number
 }
 
 export class UpdateInbox extends Context.Service<UpdateInbox, {
@@ -51,6 +86,23 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
   readonly unfinished: (page: InboxPage) => Effect.Effect<ReadonlyArray<Update>, InboxError>
   /** The offset to ask Telegram for: one past the last update that was stored, 0 when there was none. */
   readonly offset: Effect.Effect<number, InboxError>
+  /** What the previous runs have left, without its content. Asked before anything is stored. */
+  readonly backlog: Effect.Effect<Backlog, InboxError>
+  /** The same, with its content. */
+  readonly leftovers: (page: InboxPage) => Effect.Effect<ReadonlyArray<Leftover>, InboxError>
+  /** A handler of this update has failed; it is tried again. */
+  readonly failed: (updateId: number) => Effect.Effect<void, InboxError | LeaseLost>
+  /** Says that an update which may have ended the process is begun again. What was finished is removed first. */
+  readonly suspect: (updateId: number) => Effect.Effect<void, InboxError | LeaseLost>
+  /** Moves an update out of the way, in one transaction. */
+  readonly setAside: (letter: DeadLetter) => Effect.Effect<void, InboxError | LeaseLost>
+  /** What was set aside, in order. */
+  readonly deadLetters: (page: InboxPage) => Effect.Effect<ReadonlyArray<DeadLetter>, InboxError>
+  readonly deadLetterCount: Effect.Effect<number, InboxError>
+  /** Takes an update back into the inbox, as if it had never been tried. `None` when it is not there. */
+  readonly takeBack: (updateId: number) => Effect.Effect<Option.Option<Update>, InboxError | LeaseLost>
+  /** Deletes what was set aside. Returns whether it was there. */
+  readonly drop: (updateId: number) => Effect.Effect<boolean, InboxError | LeaseLost>
 }>()("soloist/telegram/UpdateInbox") {
   /** On the `SqlClient` of the context. Needs the lock for its fencing token and the session for the id of the bot. */
   static readonly layer = (options: SqlInboxOptions = {}): Layer.Layer<
@@ -78,8 +130,12 @@ const recentMax = 4_096
 
 const makeMemory = (): UpdateInbox["Service"] => {
   const rows = new Map<number, Update>()
+  const dead = new Map<number, DeadLetter>()
   const recent = new RecentIds()
   let offset = 0
+  const pageOf = <A>(from: ReadonlyMap<number, A>, { after, limit }: InboxPage): ReadonlyArray<A> =>
+    [...from].filter(([id]) => after === undefined || id > after)
+      .sort(([a], [b]) => a - b).slice(0, limit).map(([, row]) => row)
   return {
     isDurable: false,
     store: (batch) =>
@@ -91,23 +147,57 @@ const makeMemory = (): UpdateInbox["Service"] => {
         return fresh
       }),
     finish: (updateId) => Effect.sync(() => void rows.delete(updateId)),
-    unfinished: ({ after, limit }) =>
+    unfinished: (page) => Effect.sync(() => pageOf(rows, page)),
+    offset: Effect.sync(() => offset),
+    backlog: Effect.sync(() => {
+      const lanes = new Map<string, number>()
+      for (const update of rows.values()) lanes.set(laneOf(update), (lanes.get(laneOf(update)) ?? 0) + 1)
+      return { lanes, hadCrashed: false, suspects: 0 }
+    }),
+    leftovers: (page) =>
       Effect.sync(() =>
-        [...rows.values()].filter((update) => after === undefined || update.update_id > after)
-          .sort((a, b) => a.update_id - b.update_id).slice(0, limit)
+        pageOf(rows, page).map((update) => ({
+          updateId: update.update_id,
+          lane: laneOf(update),
+          update,
+          attempts: 0,
+          crashes: 0
+        }))
       ),
-    offset: Effect.sync(() => offset)
+    failed: () => Effect.void,
+    suspect: () => Effect.void,
+    setAside: (letter) =>
+      Effect.sync(() => {
+        rows.delete(letter.update.update_id)
+        dead.set(letter.update.update_id, letter)
+      }),
+    deadLetters: (page) => Effect.sync(() => pageOf(dead, page)),
+    deadLetterCount: Effect.sync(() => dead.size),
+    takeBack: (updateId) =>
+      Effect.sync(() => {
+        const letter = dead.get(updateId)
+        if (letter === undefined) return Option.none()
+        dead.delete(updateId)
+        rows.set(updateId, letter.update)
+        return Option.some(letter.update)
+      }),
+    drop: (updateId) => Effect.sync(() => dead.delete(updateId))
   }
 }
 
 const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const sql = yield* SqlClient.SqlClient
-  const { fencingToken } = yield* InstanceLock
+  const lock = yield* InstanceLock
   const { me } = yield* BotSession
   const { fork } = yield* Supervisor
-  const commitInterval = Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault)
+  const clock = yield* Clock.Clock
+  const table = InboxTable.make({ sql, botId: me.id, fencingToken: lock.fencingToken })
+  const commitInterval = Duration.toMillis(Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault))
   const recent = new RecentIds()
   const finished = new Set<number>()
+  /** No update that is finished and not removed has ended before this. */
+  let finishedSince = 0
+  let isSuspected = false
   const hasFinished = yield* Latch.make(false)
 
   const attempt = <A, E>(operation: string, run: Effect.Effect<A, E>) =>
@@ -116,103 +206,72 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       Effect.retry({ schedule: storageRetry, while: (error) => error._tag === "InboxError" && error.isRetryable })
     )
 
-  /** Inside a transaction: refuses a former holder. Without `offset` it only asks. */
-  const fence = Effect.fnUntraced(function*(offset: number | undefined) {
-    const rows = yield* sql`INSERT INTO update_offset (bot_id, next_offset, fencing_token)
-      VALUES (${me.id}, ${offset ?? 0}, ${fencingToken})
-      ON CONFLICT (bot_id) DO UPDATE SET
-        next_offset = ${offset === undefined ? sql.literal("update_offset.next_offset") : sql`excluded.next_offset`},
-        fencing_token = excluded.fencing_token
-      WHERE update_offset.fencing_token <= excluded.fencing_token
-      RETURNING bot_id`
-    if (rows.length === 0) {
-      return yield* new LeaseLost({
-        resource: "update inbox",
-        fencingToken,
-        reason: "an instance with a newer lease has stored updates"
-      })
-    }
-  })
+  /** Writes in one transaction, unless a newer holder has written. What is finished is removed with it. */
+  const write = <A, E>(operation: string, offset: number | undefined, run: Effect.Effect<A, E>) =>
+    attempt(
+      operation,
+      sql.withTransaction(Effect.suspend(() => {
+        const began = clock.currentTimeMillisUnsafe()
+        const ids = [...finished].slice(0, removalMax)
+        return table.fence(offset).pipe(
+          Effect.andThen(ids.length === 0 ? Effect.void : Effect.asVoid(table.remove(ids))),
+          Effect.andThen(run),
+          Effect.map((result) => ({ result, began, ids }))
+        )
+      }))
+    ).pipe(
+      Effect.map(({ began, ids, result }) => {
+        for (const id of ids) finished.delete(id)
+        if (ids.length < removalMax) finishedSince = began
+        if (finished.size === 0) hasFinished.closeUnsafe()
+        return result
+      }),
+      Effect.uninterruptible
+    )
 
-  const remove = (ids: ReadonlyArray<number>) =>
-    sql`DELETE FROM update_inbox WHERE bot_id = ${me.id} AND ${sql.in("update_id", ids)}`
-
-  /** Removes what is finished, in the transaction of the caller. What fails stays to be removed by the next one. */
-  const removeFinished = Effect.suspend(() => {
-    const ids = [...finished].slice(0, removalMax)
-    if (ids.length === 0) return Effect.succeed(ids)
-    return Effect.as(remove(ids), ids)
-  })
-  const forget = (ids: ReadonlyArray<number>) => {
-    for (const id of ids) finished.delete(id)
-    if (finished.size === 0) hasFinished.closeUnsafe()
-  }
-
-  const commit = attempt(
-    "remove finished updates",
-    sql.withTransaction(Effect.andThen(fence(undefined), removeFinished))
-  )
-    .pipe(Effect.map(forget), Effect.uninterruptible)
+  const commit = write("remove finished updates", undefined, Effect.void)
   const commitAll = Effect.suspend(() => commit).pipe(Effect.repeat({ while: () => finished.size > 0 }))
+  // A batch that is stored removes what is finished, so that there is nothing to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
-    Effect.andThen(Effect.sleep(commitInterval)),
-    Effect.andThen(commitAll),
+    Effect.andThen(Effect.suspend(() => {
+      const wait = finishedSince + commitInterval - clock.currentTimeMillisUnsafe()
+      return wait > 0 ? Effect.sleep(wait) : commitAll
+    })),
     Effect.forever
   )
 
   const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
     const candidates = recent.unknownOf(batch)
-    const storedAt = yield* Clock.currentTimeMillis
-    const inserted = yield* attempt(
+    const storedAt = clock.currentTimeMillisUnsafe()
+    const known = yield* write(
       "store a batch",
-      sql.withTransaction(Effect.gen(function*() {
-        yield* fence(offsetAfter(batch, 0))
-        const removed = yield* removeFinished
-        if (!Array.isReadonlyArrayNonEmpty(candidates)) return { ids: new Set<number>(), removed }
-        const rows = yield* sql<{ readonly update_id: number | string }>`INSERT INTO update_inbox ${
-          sql.insert(Array.map(candidates, (update) => ({
-            bot_id: me.id,
-            update_id: update.update_id,
-            lane: laneOf(update),
-            payload: JSON.stringify(update),
-            stored_at: storedAt
-          })))
-        } ON CONFLICT (bot_id, update_id) DO NOTHING RETURNING update_id`
-        return { ids: new Set(rows.map((row) => Number(row.update_id))), removed }
-      }))
+      offsetAfter(batch, 0),
+      candidates.length === 0 ? Effect.succeed(nothing) : Effect.flatMap(table.knownOf(candidates), (known) => {
+        const fresh = known.size === 0 ? candidates : candidates.filter(({ update_id }) => !known.has(update_id))
+        return fresh.length === 0 ? Effect.succeed(known) : Effect.as(table.insert(fresh, storedAt), known)
+      })
     )
-    forget(inserted.removed)
     recent.add(candidates)
-    return candidates.filter((update) => inserted.ids.has(update.update_id))
+    return known.size === 0 ? candidates : candidates.filter(({ update_id }) => !known.has(update_id))
   }, Effect.uninterruptible)
 
-  const unfinished = Effect.fnUntraced(function*({ after, limit }: InboxPage) {
-    const rows = yield* attempt(
-      "read unfinished updates",
-      sql<{ readonly payload: string }>`
-      SELECT payload FROM update_inbox
-      WHERE bot_id = ${me.id} AND update_id > ${after ?? -1}
-      ORDER BY update_id LIMIT ${limit}`
-    )
-    const updates = rows.flatMap(({ payload }) => decode(payload))
-    if (updates.length < rows.length) {
-      yield* Effect.logError("A stored update cannot be read; it stays in the inbox and is not handled")
+  const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
+    const rows = yield* attempt("read unfinished updates", table.leftovers(page))
+    for (const row of rows) {
+      if (row.update !== undefined) recent.add([row.update])
+      else {
+        yield* Effect.logError("A stored update cannot be read; it stays in the inbox and is not handled").pipe(
+          Effect.annotateLogs({ update_id: row.updateId })
+        )
+      }
     }
-    recent.add(updates)
-    return updates
+    return rows
   })
 
-  const offset = attempt(
-    "read the offset",
-    sql<{ readonly next_offset: number | string }>`
-    SELECT next_offset FROM update_offset WHERE bot_id = ${me.id}`
-  ).pipe(
-    Effect.map(([row]) => row === undefined ? 0 : Number(row.next_offset))
-  )
-
-  yield* attempt("open", sql.withTransaction(fence(undefined)))
+  const hadCrashed = yield* write("open", undefined, table.open)
+  const close = Effect.suspend(() => write("close", undefined, table.close(isSuspected)))
   yield* Effect.addFinalizer(() =>
-    bounded("The update inbox")(Effect.suspend(() => finished.size > 0 ? commitAll : Effect.void))
+    bounded("The update inbox")(Effect.andThen(finished.size > 0 ? commitAll : Effect.void, close))
   )
   yield* fork("update inbox", commitForever)
   return UpdateInbox.of({
@@ -220,13 +279,36 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     store: (batch) => batch.length === 0 ? Effect.succeed([]) : store(batch),
     finish: (updateId) =>
       Effect.sync(() => {
+        if (finished.size === 0) {
+          finishedSince = clock.currentTimeMillisUnsafe()
+          hasFinished.openUnsafe()
+        }
         finished.add(updateId)
-        hasFinished.openUnsafe()
       }),
-    unfinished,
-    offset
+    unfinished: (page) =>
+      Effect.map(leftovers(page), (rows) => rows.flatMap(({ update }) => update === undefined ? [] : [update])),
+    leftovers,
+    offset: attempt("read the offset", table.offset),
+    backlog: Effect.map(attempt("read the backlog", table.backlog), (backlog) => ({ ...backlog, hadCrashed })),
+    failed: (updateId) => write("count a failed attempt", undefined, table.countAttempt(updateId)),
+    suspect: (updateId) =>
+      Effect.suspend(() => {
+        isSuspected = true
+        return write("mark an update", undefined, table.countCrash(updateId))
+      }),
+    setAside: (letter) => write("set an update aside", undefined, table.setAside(letter)),
+    deadLetters: (page) => attempt("read dead letters", table.deadLetters(page)),
+    deadLetterCount: attempt("count dead letters", table.deadLetterCount),
+    takeBack: (updateId) =>
+      Effect.flatMap(
+        Clock.currentTimeMillis,
+        (now) => write("take a dead letter back", undefined, table.takeBack(updateId, now))
+      ),
+    drop: (updateId) => write("drop a dead letter", undefined, table.drop(updateId))
   })
 })
+
+const nothing: ReadonlySet<number> = new Set<number>()
 
 /** The latest ids that were stored, oldest first. */
 class RecentIds {
@@ -252,13 +334,6 @@ class RecentIds {
 
 const offsetAfter = (batch: ReadonlyArray<Update>, otherwise: number): number =>
   batch.reduce((offset, { update_id: id }) => Math.max(offset, id + 1), batch.length === 0 ? otherwise : 0)
-
-// What is stored here was an update when it came from Telegram; a row that is not even JSON was damaged since.
-const decode = (payload: string): ReadonlyArray<Update> =>
-  Option.match(Option.liftThrowable((): Update => JSON.parse(payload))(), {
-    onNone: () => [],
-    onSome: (update) => [update]
-  })
 
 const inboxError = (operation: string, cause: unknown) =>
   new InboxError({

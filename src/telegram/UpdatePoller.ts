@@ -46,7 +46,7 @@ export class UpdatePoller extends Context.Service<UpdatePoller, {
   /** When the last poll was answered, in milliseconds since the epoch. */
   readonly lastPoll: Effect.Effect<number | undefined>
 }>()("soloist/telegram/UpdatePoller") {
-  /** Polls from the moment it is built. First runs what the inbox has unfinished. */
+  /** Polls from the moment it is built. What the inbox has unfinished is begun before, and not waited for. */
   static readonly layer = (options: UpdatePollerOptions = {}): Layer.Layer<
     UpdatePoller,
     never,
@@ -194,7 +194,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const announce = Effect.suspend(() => Effect.log(`Starting bot polling (attempt ${budget.shown()})`))
 
   const run: Effect.Effect<never, BotApiError | LeaseLost | InboxError> = Effect.gen(function*() {
-    const left = yield* health.handing(dispatcher.resume)
+    const left = yield* dispatcher.resume
     if (left > 0) yield* Effect.log("Updates of the previous run resumed").pipe(Effect.annotateLogs({ updates: left }))
     offset = yield* inbox.offset
     yield* announce

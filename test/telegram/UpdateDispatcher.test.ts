@@ -6,7 +6,7 @@ import { Supervisor } from "../../src/operations/Supervisor.ts"
 import { BotSession, HandlerFailed } from "../../src/telegram/BotSession.ts"
 import { UpdateDispatcher, type UpdateDispatcherOptions } from "../../src/telegram/UpdateDispatcher.ts"
 import { on, reply, UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
-import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
+import { InboxError, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { makeLogs } from "./Logs.ts"
 import { makeLock, makeTelegram, settle, textUpdate, token } from "./ScriptedTelegram.ts"
 import { all, ids } from "./UpdateInboxTest.ts"
@@ -33,7 +33,7 @@ const makeHandlers = Effect.gen(function*() {
     began: Queue.take(began),
     end: (id: number) => Effect.asVoid(Deferred.succeed(gate(id), undefined)),
     fail: (id: number) => Deferred.fail(gate(id), new HandlerFailed({ updateId: id, cause: new Error("no") })),
-    layer: Layer.succeed(UpdateHandler, { handle })
+    handle
   }
 })
 
@@ -49,13 +49,22 @@ const durable = Layer.effect(
 const setUp = (options: UpdateDispatcherOptions = {}, inboxLayer = durable) =>
   Effect.gen(function*() {
     const handlers = yield* makeHandlers
+    return { ...handlers, ...(yield* setUpWith(handlers.handle, options, inboxLayer)) }
+  })
+
+const setUpWith = (
+  handle: UpdateHandler["Service"]["handle"],
+  options: UpdateDispatcherOptions = {},
+  inboxLayer = durable
+) =>
+  Effect.gen(function*() {
     const lock = yield* makeLock
     const logs = makeLogs()
     const scope = yield* Scope.make()
     const context = yield* Layer.buildWithScope(
       UpdateDispatcher.layer(options).pipe(
         Layer.provideMerge(Layer.mergeAll(inboxLayer, Supervisor.layer)),
-        Layer.provide([handlers.layer, lock.layer]),
+        Layer.provide([Layer.succeed(UpdateHandler, { handle }), lock.layer]),
         Layer.provideMerge(logs.layer)
       ),
       scope
@@ -66,7 +75,6 @@ const setUp = (options: UpdateDispatcherOptions = {}, inboxLayer = durable) =>
     const receive = (...updates: ReadonlyArray<Update>) =>
       Effect.flatMap(inbox.store(updates), Effect.forEach((update) => dispatcher.offer(update)))
     return {
-      ...handlers,
       lock,
       logs,
       dispatcher,
@@ -118,19 +126,107 @@ describe("UpdateDispatcher", () => {
       assert.sameMembers([yield* began, yield* began], [2, 3])
     }))
 
-  it.effect("finishes what failed or died, logs it with the update, and goes on in the same chat", () =>
+  it.effect("tries a handler that failed again after a backoff, while its chat waits and others do not", () =>
     Effect.gen(function*() {
-      const { began, end, fail, inbox, logs, receive } = yield* setUp()
+      const { began, dispatcher, end, fail, inbox, log, logs, receive } = yield* setUp({ handlerAttempts: 4 })
+      yield* receive(textUpdate(1, 1), textUpdate(2, 1), textUpdate(3, 2))
+      yield* fail(1)
+      yield* end(3)
+      yield* settle
+      assert.deepStrictEqual(log, ["+1", "+3", "-3"])
+      for (const [wait, attempts] of [[1000, 2], [2000, 3], [4000, 4]] as const) {
+        yield* TestClock.adjust(wait - 1)
+        assert.strictEqual(log.filter((line) => line === "+1").length, attempts - 1)
+        yield* TestClock.adjust(1)
+        assert.strictEqual(log.filter((line) => line === "+1").length, attempts)
+      }
+      yield* settle
+      assert.deepStrictEqual(log.slice(-2), ["+1", "+2"])
+      for (const _ of log.filter((line) => line.startsWith("+"))) yield* began
+      yield* end(2)
+      yield* settle
+      assert.strictEqual(yield* dispatcher.unfinished, 0)
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+      const [letter] = yield* inbox.deadLetters(all)
+      assert.deepStrictEqual(letter, {
+        update: textUpdate(1, 1),
+        reason: "failed",
+        error: "The handler of update 1 failed: no",
+        attempts: 4,
+        setAsideAt: 7000
+      })
+      const failures = logs.lines.filter((line) => line.message.startsWith("Handler failed"))
+      assert.deepStrictEqual(failures.map(({ annotations }) => annotations.attempt), ["1/4", "2/4", "3/4", "4/4"])
+      assert.include(failures[0]?.annotations, { update_id: 1, kind: "message" })
+      assert.strictEqual(failures[0]?.level, "Error")
+    }))
+
+  it.effect("finishes what succeeds at a later attempt, in the order of its chat", () =>
+    Effect.gen(function*() {
+      let fails = 2
+      const log: Array<number> = []
+      const { dispatcher, inbox, receive } = yield* setUpWith((update) =>
+        Effect.suspend(() => {
+          log.push(update.update_id)
+          return update.update_id === 1 && fails-- > 0
+            ? Effect.fail(new HandlerFailed({ updateId: 1, cause: new Error("not yet") }))
+            : Effect.void
+        })
+      )
       yield* receive(textUpdate(1), textUpdate(2))
+      yield* TestClock.adjust("1 second")
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(log, [1, 1, 1, 2])
+      assert.strictEqual(yield* dispatcher.unfinished, 0)
+      assert.deepStrictEqual(yield* inbox.deadLetters(all), [])
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+    }))
+
+  it.effect("does not hold a place of another chat while it waits for the next attempt", () =>
+    Effect.gen(function*() {
+      const { began, end, fail, receive } = yield* setUp({ concurrency: 1 })
+      yield* receive(textUpdate(1, 1), textUpdate(2, 2))
       yield* began
       yield* fail(1)
       assert.strictEqual(yield* began, 2)
       yield* end(2)
+    }))
+
+  it.effect("leaves in the inbox what waits for its next attempt when it closes, without waiting for it", () =>
+    Effect.gen(function*() {
+      const { began, close, dispatcher, fail, inbox, receive } = yield* setUp()
+      yield* receive(textUpdate(1, 1), textUpdate(2, 1))
+      yield* began
+      yield* fail(1)
       yield* settle
-      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
-      const failure = logs.lines.find((line) => line.message.startsWith("Handler failed"))
-      assert.strictEqual(failure?.level, "Error")
-      assert.deepStrictEqual(failure?.annotations, { update_id: 1 })
+      yield* close
+      assert.deepStrictEqual(yield* dispatcher.drain, { finished: 0, cancelled: [], left: 2 })
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 2])
+    }))
+
+  it.effect("gives every chat one turn before the hot chat has its next, and ends when it can take no more", () =>
+    Effect.gen(function*() {
+      const { began, dispatcher, end, receive } = yield* setUp({ concurrency: 2, capacity: 600 })
+      yield* receive(...Array.from({ length: 500 }, (_, index) => textUpdate(index + 1, 1)))
+      yield* receive(...Array.from({ length: 50 }, (_, index) => textUpdate(1000 + index, 2 + index)))
+      const blocked = yield* Effect.forkChild(
+        Effect.forEach(Array.from({ length: 51 }, (_, index) => textUpdate(2000 + index, 900)), dispatcher.offer),
+        { startImmediately: true }
+      )
+      yield* settle
+      assert.isUndefined(blocked.pollUnsafe())
+      assert.strictEqual(yield* dispatcher.unfinished, 600)
+      const turns: Array<number> = []
+      while (turns.filter((id) => id >= 1000 && id < 2000).length < 50) {
+        const id = yield* began
+        turns.push(id)
+        yield* end(id)
+      }
+      // Of the first 53 turns the hot chat has two, and the chat that came last may have one.
+      assert.isAtMost(turns.length, 53)
+      assert.isAtMost(turns.filter((id) => id < 1000).length, 3)
+      yield* settle
+      assert.isDefined(blocked.pollUnsafe())
     }))
 
   it.effect("reports a handler that hangs, then cancels it with its API calls, and goes on", () =>
@@ -139,7 +235,7 @@ describe("UpdateDispatcher", () => {
       const lock = yield* makeLock
       const logs = makeLogs()
       const context = yield* Layer.build(
-        UpdateDispatcher.layer({ handlerTimeout: "30 seconds" }).pipe(
+        UpdateDispatcher.layer({ handlerTimeout: "30 seconds", handlerAttempts: 1 }).pipe(
           Layer.provide(UpdateHandler.layer(on("message", (ctx) => reply(ctx, "hello")))),
           Layer.provide(BotSession.layer({ token, callTimeout: "5 minutes" })),
           Layer.provideMerge(Layer.mergeAll(durable, Supervisor.layer)),
@@ -167,7 +263,7 @@ describe("UpdateDispatcher", () => {
       const handler = Layer.succeed(UpdateHandler, { handle: () => Effect.interrupt })
       const lock = yield* makeLock
       const context = yield* Layer.build(
-        UpdateDispatcher.layer({ concurrency: 1 }).pipe(
+        UpdateDispatcher.layer({ concurrency: 1, handlerAttempts: 1 }).pipe(
           Layer.provideMerge(Layer.mergeAll(durable, Supervisor.layer)),
           Layer.provide([handler, lock.layer])
         )
@@ -181,7 +277,11 @@ describe("UpdateDispatcher", () => {
 
   it.effect("cancels each of several hanging handlers at its own time", () =>
     Effect.gen(function*() {
-      const { began, inbox, log, receive } = yield* setUp({ handlerTimeout: "10 seconds", concurrency: 2 })
+      const { began, inbox, log, receive } = yield* setUp({
+        handlerTimeout: "10 seconds",
+        concurrency: 2,
+        handlerAttempts: 1
+      })
       yield* receive(textUpdate(1, 1))
       yield* began
       yield* TestClock.adjust("4 seconds")
@@ -253,23 +353,41 @@ describe("UpdateDispatcher", () => {
       assert.deepStrictEqual(yield* dispatcher.drain, { finished: 0, cancelled: [], left: 0 })
     }))
 
-  it.effect("runs what the inbox has from before first, in order and within its capacity", () =>
+  it.effect("runs what the inbox has from before first in each chat, within its capacity, and new chats at once", () =>
     Effect.gen(function*() {
-      const { began, dispatcher, end, inbox, receive } = yield* setUp({ capacity: 2 })
-      yield* inbox.store([1, 2, 3, 4, 5].map((id) => textUpdate(id, id)))
-      const resuming = yield* Effect.forkChild(
-        Effect.andThen(dispatcher.resume, receive(textUpdate(6, 6))),
-        { startImmediately: true }
-      )
+      const { began, dispatcher, end, inbox, log, receive } = yield* setUp({ capacity: 4, concurrency: 4 })
+      yield* inbox.store([1, 2, 3, 4, 5, 6, 7, 8, 9].map((id) => textUpdate(id, id % 3)))
+      assert.strictEqual(yield* dispatcher.resume, 9)
+      yield* receive(textUpdate(10, 0), textUpdate(11, 77))
+      assert.include(log, "+11")
       const order: Array<number> = []
-      for (let index = 0; index < 6; index++) {
+      for (let index = 0; index < 11; index++) {
         const id = yield* began
-        assert.isAtMost(yield* dispatcher.unfinished, 2)
+        assert.isAtMost(yield* dispatcher.unfinished, 6) // 4 of before, and the two new ones
         order.push(id)
         yield* end(id)
       }
-      yield* Fiber.join(resuming)
-      assert.deepStrictEqual(order, [1, 2, 3, 4, 5, 6])
+      assert.deepStrictEqual(order.filter((id) => id % 3 === 0 || id === 10), [3, 6, 9, 10])
+      assert.deepStrictEqual(order.filter((id) => id % 3 === 1 && id < 10), [1, 4, 7])
+      yield* settle
+      assert.strictEqual(yield* dispatcher.unfinished, 0)
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+    }))
+
+  it.effect("ends the process when what is left cannot be read", () =>
+    Effect.gen(function*() {
+      const error = new InboxError({ operation: "read", isRetryable: false, cause: new Error("disk") })
+      const broken = Layer.effect(
+        UpdateInbox,
+        Effect.gen(function*() {
+          const context = yield* Layer.build(durable)
+          return { ...Context.get(context, UpdateInbox), leftovers: () => Effect.fail(error) }
+        })
+      )
+      const { dispatcher, inbox, supervisor } = yield* setUp({}, broken)
+      yield* inbox.store([textUpdate(1)])
+      yield* dispatcher.resume
+      assert.strictEqual((yield* Effect.flip(supervisor.failure)).cause, error)
     }))
 
   it.effect("cancels all handlers when the lease is lost, and tells the supervisor", () =>
@@ -298,14 +416,18 @@ describe("UpdateDispatcher", () => {
 
   it.effect("counts updates by type and outcome", () =>
     Effect.gen(function*() {
-      const { began, end, fail, receive } = yield* setUp()
+      const { began, end, fail, receive } = yield* setUp({ handlerAttempts: 2 })
       yield* receive(textUpdate(1), textUpdate(2))
       yield* began
       yield* fail(1)
+      yield* TestClock.adjust("1 second")
+      yield* began
       yield* began
       yield* end(2)
       yield* settle
       const text = yield* Metric.dump
+      assert.match(text, /tgbot_handler_retries_total.*message/)
+      assert.match(text, /tgbot_updates_set_aside_total.*failed/)
       assert.match(text, /tgbot_updates_total.*message/)
       assert.match(text, /tgbot_update_duration_seconds.*failed/)
       assert.match(text, /tgbot_update_duration_seconds.*ok/)

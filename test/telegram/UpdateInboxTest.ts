@@ -2,7 +2,7 @@
  * What every update inbox keeps to. A backend is finished when this suite is green for it.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, type Layer } from "effect"
+import { Effect, type Layer, Option } from "effect"
 import { TestClock } from "effect/testing"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { textUpdate } from "./ScriptedTelegram.ts"
@@ -50,5 +50,44 @@ export const suite = <E>(name: string, layer: () => Layer.Layer<UpdateInbox, E>)
         assert.deepStrictEqual(ids(yield* inbox.unfinished({ after: 3, limit: 2 })), [4, 5])
         assert.deepStrictEqual(ids(yield* inbox.unfinished({ after: 5, limit: 2 })), [])
         assert.deepStrictEqual((yield* inbox.unfinished(all))[0], textUpdate(1, 1, "ünïcødé 🤖 'quoted'"))
+      }).pipe(Effect.provide(layer())))
+
+    it.effect("says what is left of each lane, before and page by page", () =>
+      Effect.gen(function*() {
+        const inbox = yield* UpdateInbox
+        yield* inbox.store([textUpdate(1, 5), textUpdate(2, 6), textUpdate(3, 5)])
+        const { lanes, suspects } = yield* inbox.backlog
+        assert.deepStrictEqual([...lanes].sort(), [["chat:5", 2], ["chat:6", 1]])
+        assert.strictEqual(suspects, 0)
+        assert.deepStrictEqual(yield* inbox.leftovers({ after: 1, limit: 1 }), [
+          { updateId: 2, lane: "chat:6", update: textUpdate(2, 6), attempts: 0, crashes: 0 }
+        ])
+      }).pipe(Effect.provide(layer())))
+
+    it.effect("sets an update aside, lists, takes back and drops it", () =>
+      Effect.gen(function*() {
+        const inbox = yield* UpdateInbox
+        yield* inbox.store([1, 2, 3].map((id) => textUpdate(id)))
+        const letter = (id: number) => ({
+          update: textUpdate(id),
+          reason: "failed" as const,
+          error: "it's broken",
+          attempts: 3,
+          setAsideAt: 1_795_000_000_000
+        })
+        yield* inbox.setAside(letter(1))
+        yield* inbox.setAside(letter(2))
+        assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [3])
+        assert.deepStrictEqual(yield* inbox.deadLetters(all), [letter(1), letter(2)])
+        assert.deepStrictEqual(yield* inbox.deadLetters({ after: 1, limit: 1 }), [letter(2)])
+        assert.strictEqual(yield* inbox.deadLetterCount, 2)
+        assert.deepStrictEqual(ids(yield* inbox.store([textUpdate(1)])), [])
+        assert.deepStrictEqual(yield* inbox.takeBack(1), Option.some(textUpdate(1)))
+        assert.deepStrictEqual(yield* inbox.takeBack(1), Option.none())
+        assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 3])
+        assert.isTrue(yield* inbox.drop(2))
+        assert.isFalse(yield* inbox.drop(2))
+        assert.strictEqual(yield* inbox.deadLetterCount, 0)
+        assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 3])
       }).pipe(Effect.provide(layer())))
   })

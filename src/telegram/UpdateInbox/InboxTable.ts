@@ -1,0 +1,202 @@
+/**
+ * The statements of the SQL inbox, the same for SQLite and Postgres. The invariant: `fence` comes first in every
+ * transaction that writes. It refuses a former holder, and it makes the writers of one bot wait for each other.
+ *
+ * Batches go as one statement, with numbered parameters so that what all rows share is bound once; lists of ids go as
+ * one parameter, so that the text of the statement stays the same and is prepared once.
+ */
+import { Effect, Option } from "effect"
+import type { SqlClient, SqlError } from "effect/sql"
+import type { Update } from "grammy/types"
+import { LeaseLost } from "../../lock/LockStore.ts"
+import { laneOf } from "../Lane.ts"
+import type { DeadLetter, InboxPage, Leftover } from "../UpdateInbox.ts"
+
+export const make = ({ botId, fencingToken, sql }: {
+  readonly sql: SqlClient.SqlClient
+  readonly botId: number
+  readonly fencingToken: bigint
+}) => {
+  const isPostgres = sql.onDialectOrElse({ orElse: () => false, pg: () => true })
+  const parameter = (index: number) => `${isPostgres ? "$" : "?"}${index}`
+  const idsOf = (ids: ReadonlyArray<number>) =>
+    isPostgres
+      ? sql`update_id IN (SELECT value::bigint FROM json_array_elements_text(${JSON.stringify(ids)}::json))`
+      : sql`update_id IN (SELECT value FROM json_each(${JSON.stringify(ids)}))`
+
+  const superseded = () =>
+    new LeaseLost({
+      resource: "update inbox",
+      fencingToken,
+      reason: "an instance with a newer lease has stored updates"
+    })
+
+  const insertTexts = new Map<number, string>()
+  const insertText = (rows: number) => {
+    const known = insertTexts.get(rows)
+    if (known !== undefined) return known
+    const values = Array.from({ length: rows }, (_, row) => {
+      const [id, lane, payload] = [3, 4, 5].map((index) => parameter(index + 3 * row))
+      return `(${parameter(1)}, ${id}, ${lane}, ${payload}, ${parameter(2)})`
+    })
+    const text = `INSERT INTO update_inbox (bot_id, update_id, lane, payload, stored_at) VALUES ${values.join(", ")}`
+    insertTexts.set(rows, text)
+    return text
+  }
+  /** A hundred rows are what Telegram gives at once; what another server gives goes in parts. */
+  const insertMax = 100
+  const insertPart = (updates: ReadonlyArray<Update>, storedAt: number) => {
+    const parameters: Array<unknown> = [botId, storedAt]
+    for (const update of updates) parameters.push(update.update_id, laneOf(update), JSON.stringify(update))
+    return sql.unsafe(insertText(updates.length), parameters)
+  }
+
+  return {
+    /** Refuses a former holder. Without `offset` it only asks. */
+    fence: (offset: number | undefined): Effect.Effect<void, SqlError.SqlError | LeaseLost> =>
+      sql`INSERT INTO update_offset (bot_id, next_offset, fencing_token)
+        VALUES (${botId}, ${offset ?? 0}, ${fencingToken})
+        ON CONFLICT (bot_id) DO UPDATE SET
+          next_offset = ${offset === undefined ? sql.literal("update_offset.next_offset") : sql`excluded.next_offset`},
+          fencing_token = excluded.fencing_token
+        WHERE update_offset.fencing_token <= excluded.fencing_token
+        RETURNING bot_id`.pipe(Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)),
+
+    /** Opens a run. Returns whether the last one was left open. */
+    open: Effect.flatMap(
+      sql<{ readonly is_open: number }>`SELECT is_open FROM update_offset WHERE bot_id = ${botId}`,
+      (rows) =>
+        Effect.as(
+          sql`UPDATE update_offset SET is_open = 1 WHERE bot_id = ${botId}`,
+          rows.some((row) => row.is_open === 1)
+        )
+    ),
+
+    /** Closes this run: nothing that is left has ended the process. */
+    close: (isSuspected: boolean) =>
+      Effect.andThen(
+        sql`UPDATE update_offset SET is_open = 0 WHERE bot_id = ${botId}`,
+        isSuspected
+          ? Effect.asVoid(sql`UPDATE update_inbox SET crashes = 0 WHERE bot_id = ${botId} AND crashes > 0`)
+          : Effect.void
+      ),
+
+    offset: Effect.map(
+      sql<{ readonly next_offset: number | string }>`SELECT next_offset FROM update_offset WHERE bot_id = ${botId}`,
+      ([row]) => row === undefined ? 0 : Number(row.next_offset)
+    ),
+
+    /** Which of these are stored already. */
+    knownOf: (updates: ReadonlyArray<Update>): Effect.Effect<ReadonlySet<number>, SqlError.SqlError> =>
+      Effect.map(
+        sql<{ readonly update_id: number | string }>`SELECT update_id FROM update_inbox
+          WHERE bot_id = ${botId} AND ${idsOf(updates.map((update) => update.update_id))}`,
+        (rows) => new Set(rows.map((row) => Number(row.update_id)))
+      ),
+
+    insert: (updates: ReadonlyArray<Update>, storedAt: number) =>
+      updates.length <= insertMax ? insertPart(updates, storedAt) : Effect.forEach(
+        Array.from({ length: Math.ceil(updates.length / insertMax) }, (_, part) => part * insertMax),
+        (from) => insertPart(updates.slice(from, from + insertMax), storedAt),
+        { discard: true }
+      ),
+
+    remove: (ids: ReadonlyArray<number>) => sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND ${idsOf(ids)}`,
+
+    backlog: Effect.map(
+      sql<{ readonly lane: string; readonly updates: number | string; readonly suspects: number | string }>`
+        SELECT lane, count(*) AS updates, sum(CASE WHEN crashes > 0 THEN 1 ELSE 0 END) AS suspects
+        FROM update_inbox WHERE bot_id = ${botId} GROUP BY lane`,
+      (rows) => ({
+        lanes: new Map(rows.map((row) => [row.lane, Number(row.updates)])),
+        suspects: rows.reduce((suspects, row) => suspects + Number(row.suspects), 0)
+      })
+    ),
+
+    leftovers: ({ after, limit }: InboxPage): Effect.Effect<ReadonlyArray<Leftover>, SqlError.SqlError> =>
+      Effect.map(
+        sql<InboxRow>`SELECT update_id, lane, payload, attempts, crashes FROM update_inbox
+          WHERE bot_id = ${botId} AND update_id > ${after ?? -1} ORDER BY update_id LIMIT ${limit}`,
+        (rows) =>
+          rows.map((row) => ({
+            updateId: Number(row.update_id),
+            lane: row.lane,
+            update: decode(row.payload),
+            attempts: row.attempts,
+            crashes: row.crashes
+          }))
+      ),
+
+    countAttempt: (updateId: number) =>
+      sql`UPDATE update_inbox SET attempts = attempts + 1 WHERE bot_id = ${botId} AND update_id = ${updateId}`,
+
+    countCrash: (updateId: number) =>
+      sql`UPDATE update_inbox SET crashes = crashes + 1 WHERE bot_id = ${botId} AND update_id = ${updateId}`,
+
+    setAside: ({ attempts, error, reason, setAsideAt, update }: DeadLetter) =>
+      sql`INSERT INTO dead_letters (bot_id, update_id, lane, payload, reason, error, attempts, set_aside_at)
+        VALUES (${botId}, ${update.update_id}, ${laneOf(update)}, ${JSON.stringify(update)}, ${reason}, ${error},
+          ${attempts}, ${setAsideAt})
+        ON CONFLICT (bot_id, update_id) DO UPDATE SET lane = excluded.lane, payload = excluded.payload,
+          reason = excluded.reason, error = excluded.error, attempts = excluded.attempts,
+          set_aside_at = excluded.set_aside_at`.pipe(
+        Effect.andThen(sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND update_id = ${update.update_id}`)
+      ),
+
+    deadLetters: ({ after, limit }: InboxPage): Effect.Effect<ReadonlyArray<DeadLetter>, SqlError.SqlError> =>
+      Effect.map(
+        sql<LetterRow>`SELECT payload, reason, error, attempts, set_aside_at FROM dead_letters
+          WHERE bot_id = ${botId} AND update_id > ${after ?? -1} ORDER BY update_id LIMIT ${limit}`,
+        (rows) =>
+          rows.flatMap((row): ReadonlyArray<DeadLetter> => {
+            const update = decode(row.payload)
+            if (update === undefined) return []
+            const { attempts, error, reason } = row
+            return [{ update, reason, error, attempts, setAsideAt: Number(row.set_aside_at) }]
+          })
+      ),
+
+    deadLetterCount: Effect.map(
+      sql<{ readonly letters: number | string }>`SELECT count(*) AS letters FROM dead_letters WHERE bot_id = ${botId}`,
+      ([row]) => Number(row?.letters ?? 0)
+    ),
+
+    takeBack: Effect.fnUntraced(function*(updateId: number, now: number) {
+      const [row] = yield* sql<{ readonly payload: string }>`SELECT payload FROM dead_letters
+        WHERE bot_id = ${botId} AND update_id = ${updateId}`
+      const update = row === undefined ? undefined : decode(row.payload)
+      if (update === undefined) return Option.none<Update>()
+      yield* sql`INSERT INTO update_inbox (bot_id, update_id, lane, payload, stored_at)
+        VALUES (${botId}, ${updateId}, ${laneOf(update)}, ${JSON.stringify(update)}, ${now})
+        ON CONFLICT (bot_id, update_id) DO NOTHING`
+      yield* sql`DELETE FROM dead_letters WHERE bot_id = ${botId} AND update_id = ${updateId}`
+      return Option.some(update)
+    }),
+
+    drop: (updateId: number) =>
+      Effect.map(
+        sql`DELETE FROM dead_letters WHERE bot_id = ${botId} AND update_id = ${updateId} RETURNING update_id`,
+        (rows) => rows.length > 0
+      )
+  }
+}
+
+interface InboxRow {
+  readonly update_id: number | string
+  readonly lane: string
+  readonly payload: string
+  readonly attempts: number
+  readonly crashes: number
+}
+
+interface LetterRow {
+  readonly payload: string
+  readonly reason: DeadLetter["reason"]
+  readonly error: string
+  readonly attempts: number
+  readonly set_aside_at: number | string
+}
+
+// What is stored here was an update when it came from Telegram; a row that is not even JSON was damaged since.
+const decode = (payload: string): Update | undefined =>
+  Option.getOrUndefined(Option.liftThrowable((): Update => JSON.parse(payload))())
