@@ -10,10 +10,9 @@ import { type Duration, Effect, Fiber } from "effect"
 export const answerWithin =
   <E2>(duration: Duration.Input, orElse: () => E2) =>
   <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E | E2, R> =>
-    Effect.flatMap(Effect.forkDetach(Effect.interruptible(call), { startImmediately: true }), (fiber) => {
+    Effect.flatMap(Effect.forkDetach(call, { startImmediately: true }), (fiber) => {
       const abandon = Effect.sync(() => fiber.interruptUnsafe())
       return Fiber.join(fiber).pipe(
-        Effect.interruptible,
         Effect.timeoutOrElse({
           duration,
           orElse: () => Effect.andThen(abandon, Effect.suspend(() => Effect.fail(orElse())))

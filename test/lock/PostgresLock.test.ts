@@ -41,6 +41,12 @@ const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 const inTheEnd = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.retry(effect, { schedule: Schedule.spaced("50 millis"), times: 200 })
 
+/** The first grant, however slow a server is that has just started. */
+const granted = (store: LockStore["Service"]) => {
+  const me = holder("first")
+  return inTheEnd(store.acquire(me))
+}
+
 const usurped = (url: Redacted.Redacted, name: string) => (grant: Grant) =>
   Effect.scoped(Effect.gen(function*() {
     const store = yield* open({ url, name })
@@ -86,10 +92,17 @@ Server.describeWithAny("PostgresLock", () => {
     "grants one of 40 contenders in every round, on a fresh lock and on a stale one",
     () =>
       Effect.gen(function*() {
-        const brief = Duration.millis(500)
-        let last = 0n
-        const where = { url, name: freshName(), ttl: brief, callTimeout: Duration.seconds(10) }
+        const where = { url, name: freshName(), ttl: Duration.minutes(5), callTimeout: Duration.seconds(20) }
+        // Whose leases go stale. Those of the contenders outlast a round on the slowest machine.
+        const crashing = yield* open({ ...where, ttl: Duration.millis(150) })
         const stores = yield* Effect.all(Array.from({ length: 40 }, () => open(where)), { concurrency: 4 })
+        // Connected before the first round, so that they really arrive together.
+        yield* Effect.all(stores.map((store) => store.status), { concurrency: 4 })
+        let last = 0n
+        const grows = (grant: Grant) => {
+          assert.isTrue(grant.fencingToken > last, `${grant.fencingToken} after ${last}`)
+          last = grant.fencingToken
+        }
         const round = Effect.gen(function*() {
           const results = yield* Effect.all(stores.map((store) => Effect.result(store.acquire(holder("contender")))), {
             concurrency: "unbounded"
@@ -98,15 +111,16 @@ Server.describeWithAny("PostgresLock", () => {
           const refused = results.flatMap((result) => Result.isFailure(result) ? [result.failure._tag] : [])
           assert.strictEqual(granted.length, 1)
           assert.deepStrictEqual(new Set(refused), new Set(["LockHeld"]))
-          assert.isTrue(granted[0]!.fencingToken > last)
-          last = granted[0]!.fencingToken
-          return granted[0]!
+          grows(granted[0]!)
+          yield* stores[0]!.release(granted[0]!)
         })
-        for (let n = 0; n < 20; n++) yield* Effect.flatMap(round, (grant) => stores[0]!.release(grant))
-        for (let n = 0; n < 6; n++) {
-          const grant = yield* round
-          yield* Effect.sleep(Duration.times(brief, 1.1))
-          assert.strictEqual((yield* Effect.flip(stores[0]!.renew(grant)))._tag, "LeaseLost")
+        for (let n = 0; n < 20; n++) yield* round
+        for (let n = 0; n < 10; n++) {
+          const stale = yield* crashing.acquire(holder("crashing"))
+          grows(stale)
+          yield* Effect.sleep("200 millis")
+          yield* round
+          assert.strictEqual((yield* Effect.flip(crashing.renew(stale)))._tag, "LeaseLost")
         }
       }),
     90_000
@@ -250,8 +264,11 @@ Server.describeWithServer("PostgresLock under faults", () => {
       Effect.gen(function*() {
         const server = yield* Server.start()
         const scope = yield* Scope.make()
-        const store = yield* Scope.provide(open({ url: server.url, name: "1", ttl: Duration.seconds(60) }), scope)
-        const grant = yield* store.acquire(holder("first"))
+        const store = yield* Scope.provide(
+          inTheEnd(open({ url: server.url, name: "1", ttl: Duration.seconds(60) })),
+          scope
+        )
+        const grant = yield* granted(store)
         yield* server.freeze
         for (let n = 0; n < 3; n++) {
           const [took, error] = yield* timed(Effect.flip(store.renew(grant)))
@@ -279,8 +296,8 @@ Server.describeWithServer("PostgresLock under faults", () => {
       Effect.gen(function*() {
         const server = yield* Server.start()
         const proxy = yield* FaultProxy.make(server)
-        const store = yield* open({ url: through(proxy), name: "1", ttl: Duration.seconds(60) })
-        const grant = yield* store.acquire(holder("first"))
+        const store = yield* inTheEnd(open({ url: through(proxy), name: "1", ttl: Duration.seconds(60) }))
+        const grant = yield* granted(store)
         const failing = Effect.gen(function*() {
           const [took, error] = yield* timed(Effect.flip(store.renew(grant)))
           assert.strictEqual(error._tag, "LockStoreError")
@@ -318,10 +335,10 @@ Server.describeWithServer("PostgresLock under faults", () => {
     Effect.gen(function*() {
       const server = yield* Server.start()
       const where = { url: server.url, name: "1", ttl: Duration.seconds(30) }
-      const store = yield* open(where)
-      const grant = yield* store.acquire(holder("first"))
+      const store = yield* inTheEnd(open(where))
+      const grant = yield* granted(store)
       yield* server.restart
-      const other = yield* open(where)
+      const other = yield* inTheEnd(open(where))
       assert.strictEqual((yield* Effect.flip(other.acquire(holder("second"))))._tag, "LockHeld")
       yield* inTheEnd(store.renew(grant))
       yield* store.release(grant)
