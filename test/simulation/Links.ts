@@ -162,7 +162,8 @@ const responseOf = ({ body, status }: { readonly status: number; readonly body: 
 
 /** How long a driver of a lock store waits for an answer, as that of Redis does. */
 const storeCallTimeout = 2_000
-const standbyHint = 1_500
+/** A standby hears of the end of a term at the latest after this long. */
+const standbyHint = 3_000
 
 /** The lock store at the other end of a link. The drivers for Redis and Postgres bound their calls in the same way. */
 export const storeOf = (

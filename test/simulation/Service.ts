@@ -160,6 +160,8 @@ export const start = (
     Context.add(Random.Random, instance.random),
     Context.add(Metric.FiberRuntimeMetrics, instance.fiberCount),
     Context.add(Metric.MetricRegistry, new Map()),
+    // Nothing here looks at spans.
+    Context.add(References.TracerEnabled, false),
     Context.add(Logger.CurrentLoggers, new Set([logger])),
     Context.add(ProcessIdentity, {
       self: {

@@ -2,7 +2,7 @@
  * One run: several instances of the whole service, one Telegram, one lock store, one shared database, users, a foreign
  * poller and a service manager that starts again what has ended. Everything comes from the seed.
  */
-import { Clock, Context, Deferred, Effect, Exit, Layer, Metric, Random, Scheduler, Scope } from "effect"
+import { Clock, Context, Deferred, Effect, Exit, Layer, Metric, Random, References, Scheduler, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { type LockStore, makeMemory } from "../../src/lock/LockStore.ts"
 import { BotApiSandbox } from "../../src/sandbox/BotApiSandbox.ts"
@@ -119,7 +119,8 @@ class Simulation {
       Context.add(Clock.Clock, this.outside.clock),
       Context.add(Scheduler.Scheduler, this.outside.scheduler),
       Context.add(Random.Random, this.outside.random),
-      Context.add(Metric.MetricRegistry, new Map())
+      Context.add(Metric.MetricRegistry, new Map()),
+      Context.add(References.TracerEnabled, false)
     )
     this.scope = Effect.runSync(Scope.make())
     const outside = Effect.runSync(
