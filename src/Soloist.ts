@@ -2,8 +2,8 @@
  * The composition: every room in its place, and nothing else. The order in which the parts are built, and in reverse
  * released, is written here as edges and nowhere else:
  *
- *   storage → health and probes → instance lock → sandbox → bot session → API client → knowledge → scheduler → handlers
- *   → inbox → update dispatcher → update poller
+ *   storage → health and probes → instance lock → sandbox → bot session → outgoing limits → chat state →
+ *   API client → knowledge → scheduler → handlers → inbox → update dispatcher → update poller
  *
  * `layerBot` is the part that every bot needs, with the host's own handlers; `layer` is the whole service.
  */
@@ -48,6 +48,8 @@ import { load, type Settings } from "./SoloistConfig.ts"
 import type { DatabaseUnavailable } from "./storage/Postgres.ts"
 import * as Storage from "./storage/Storage.ts"
 import { BotSession } from "./telegram/BotSession.ts"
+import { ChatState } from "./telegram/ChatState.ts"
+import { Outgoing } from "./telegram/Outgoing.ts"
 import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
 import type { UpdateHandler } from "./telegram/UpdateHandler.ts"
 import { UpdateInbox } from "./telegram/UpdateInbox.ts"
@@ -55,7 +57,7 @@ import { UpdatePoller } from "./telegram/UpdatePoller.ts"
 import { version } from "./version.ts"
 
 /** What handlers and their neighbours may use. All of it is built before them and closed after them. */
-export type BotServices = BotSession | InstanceLock | Health | Supervisor | SqlClient.SqlClient
+export type BotServices = BotSession | Outgoing | ChatState | InstanceLock | Health | Supervisor | SqlClient.SqlClient
 
 /** The stop took longer than `SHUTDOWN_TIMEOUT`. What was left undone is in the inbox and runs at the next start. */
 export class StopOverran extends Schema.TaggedError<StopOverran>()("StopOverran", { limit: Schema.Duration }) {
@@ -83,6 +85,8 @@ export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateH
     })),
     Layer.provideMerge(UpdateInbox.layer()),
     Layer.provideMerge(handlers),
+    Layer.provideMerge(ChatState.layer),
+    Layer.provideMerge(Outgoing.layer()),
     Layer.provideMerge(session(settings)),
     Layer.provideMerge(lock(settings)),
     Layer.provideMerge(probes(settings)),

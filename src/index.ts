@@ -6,6 +6,7 @@
 // To run a bot.
 
 export { ApiClient } from "./ai/ApiClient.ts"
+export { ApiError, type ApiReason } from "./ai/ApiError.ts"
 export { Answers } from "./knowledge/Answers.ts"
 export { RagIndex } from "./knowledge/RagIndex.ts"
 export { RagObserver } from "./knowledge/RagObserver.ts"
@@ -15,7 +16,16 @@ export * as Soloist from "./Soloist.ts"
 export { ConfigurationInvalid, type Settings, SoloistConfig, TokenMalformed } from "./SoloistConfig.ts"
 export { BotApiError, type BotApiReason } from "./telegram/BotApiError.ts"
 export { BotSession, HandlerFailed } from "./telegram/BotSession.ts"
+export {
+  ChatState,
+  ChatStateError,
+  type ChatStateReason,
+  type ChatValue,
+  type ChatValueOptions
+} from "./telegram/ChatState.ts"
 export { render, split } from "./telegram/MessageText.ts"
+export { Outgoing, type OutgoingOptions } from "./telegram/Outgoing.ts"
+export { type Limit, type Limits, telegramLimits } from "./telegram/Outgoing/Limits.ts"
 export { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
 export {
   callbackQuery,
@@ -29,10 +39,11 @@ export {
 } from "./telegram/UpdateHandler.ts"
 export { UpdatePoller } from "./telegram/UpdatePoller.ts"
 
-// To bring your own backend.
+// To bring your own backend. Those that need a driver are entry points of their own, so that nobody loads what they do not
+// use: `soloist/RedisLock`, `soloist/PostgresLock`, `soloist/PostgresStorage`.
 
 export * as FileLock from "./lock/FileLock.ts"
-export { InstanceLock } from "./lock/InstanceLock.ts"
+export { HandlersOutlivedLease, HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
 export {
   type Grant,
   Holder,
