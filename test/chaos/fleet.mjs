@@ -136,8 +136,9 @@ export const startFleet = async (settings) => {
     const collect = async () => {
       const found = (await ask(`calls?after=${calls.at(-1)?.id ?? 0}`)).calls
       const last = calls.at(-1)?.id ?? 0
-      if (found.length > 0 && found[0].id > last + 1 && last > 0) throw new Error("calls were missed")
-      calls.push(...found)
+      if (found.length > 0 && found[0].id > last + 1) throw new Error("calls were missed: collect them more often")
+      // Two may be under way at once and get the same calls.
+      calls.push(...found.filter((call) => call.id > last))
     }
     const sent = []
     /** Numbered messages in 30 chats, one after the other, until it is told to stop. */
@@ -147,6 +148,7 @@ export const startFleet = async (settings) => {
         await write().catch((error) => {
           if (!stopped.signal.aborted && error.cause === undefined) throw error
         })
+        if (sent.length % 50 === 0) await collect()
         await sleep(pause)
       }
     }
@@ -174,7 +176,7 @@ export const startFleet = async (settings) => {
     }
     const settle = async () => {
       stopped.abort()
-      await until("an answer to every message", 20, async () => {
+      await until("an answer to every message", 60, async () => {
         await collect()
         return answers().every(({ times }) => times.length > 0)
       }).catch(() => undefined)
