@@ -40,6 +40,8 @@ const runtimes = {
 }
 /** What a finished update may still cost after SIGKILL: the commit interval, and a commit that was under way. */
 const commitWindow = 10 + 50
+/** Nothing more is handled when the last instance has polled and then written nothing for so long. */
+const quietMillis = 2_000
 /** A service manager kills what does not end; most wait longer. */
 const stopLimit = 10_000
 
@@ -93,16 +95,18 @@ const makeStage = async (runtime, { updates, chats }) => {
   }
   /** Lets a last instance handle what is left, and counts. */
   const settle = async (killedAt) => {
+    const { polls } = await server.ask({ command: "stats" })
     const last = start("last", 0)
     let quiet = 0
     let before = -1
     await until("the last updates", 90, async () => {
       if (last.hasEnded()) throw new Error(`${runtime}: the last instance ended by itself`)
-      const { confirmed, made } = await server.ask({ command: "stats" })
+      const stats = await server.ask({ command: "stats" })
       const written = entries().length
-      quiet = confirmed === made && written === before ? quiet + 1 : 0
+      const isServed = stats.polls > polls && stats.confirmed === stats.made
+      quiet = isServed && written === before ? quiet + 1 : 0
       before = written
-      return quiet > 30 ? true : undefined
+      return quiet * 50 >= quietMillis ? true : undefined
     })
     await last.stop()
     const { confirmed, conflicts, made } = await server.ask({ command: "stats" })
