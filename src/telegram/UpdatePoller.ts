@@ -181,10 +181,13 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const conflict = Effect.fnUntraced(function*(error: BotApiError) {
     yield* Metric.update(outcomes("conflict"), 1)
     // Somebody polled after us. If the lease is theirs, we step down at once; if it is still ours, they are outside it.
-    yield* lock.verify
-    yield* Effect.logWarning(
-      `Conflict: another program holds your token. It polls although this instance has the lock (PID: ${lock.holder.pid})`
-    ).pipe(Effect.annotateLogs({ attempt: budget.shown(), host: lock.holder.host, lock_held_since: lock.holder.since }))
+    // Uninterruptible: the loss that is found here ends this fiber, and it must first say who has the lock.
+    yield* Effect.uninterruptible(lock.verify.pipe(
+      Effect.tapError(() => Effect.flatMap(lock.explainConflict, (sentence) => Effect.logWarning(sentence)))
+    ))
+    yield* Effect.logWarning(yield* lock.explainConflict).pipe(
+      Effect.annotateLogs({ attempt: budget.shown(), host: lock.holder.host, lock_held_since: lock.holder.since })
+    )
     const wait = yield* budget.conflict(error).pipe(Effect.tapError(() => health.ended(error.message)))
     yield* health.conflict(budget.spent())
     yield* waitBeforeRetry(wait)

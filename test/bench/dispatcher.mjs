@@ -33,7 +33,10 @@ const lock = Layer.succeed(InstanceLock, {
   fencingToken: 1n,
   lost: Effect.never,
   ensureValid: Effect.void,
-  verify: Effect.void
+  verify: Effect.void,
+  handoverRequested: Effect.never,
+  outlived: Effect.never,
+  explainConflict: Effect.succeed("Conflict: another program holds your token")
 })
 const me = { id: 123456789, is_bot: true, first_name: "Bench", username: "bench_bot" }
 const fetch = Layer.succeed(Fetch, () => Promise.resolve(Response.json({ ok: true, result: me })))

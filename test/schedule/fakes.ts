@@ -22,7 +22,10 @@ export const lock = (fencingToken: bigint) =>
         fencingToken,
         lost: Deferred.await(lost),
         ensureValid,
-        verify: ensureValid
+        verify: ensureValid,
+        handoverRequested: Effect.never,
+        outlived: Effect.never,
+        explainConflict: Effect.succeed("Conflict: another program holds your token")
       })
     ).pipe(Context.add(LockControl, LockControl.of({ lose: Effect.asVoid(Deferred.fail(lost, loss)) })))
   }))

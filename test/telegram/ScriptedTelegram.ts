@@ -85,7 +85,10 @@ export const makeLock = Effect.gen(function*() {
     fencingToken: 7n,
     lost: Deferred.await(lost),
     ensureValid: check,
-    verify: check
+    verify: check,
+    handoverRequested: Effect.never,
+    outlived: Effect.never,
+    explainConflict: Effect.succeed("Conflict: another program holds your token")
   })
   return {
     layer,

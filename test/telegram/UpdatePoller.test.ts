@@ -183,7 +183,8 @@ describe("UpdatePoller", () => {
       yield* lock.expire
       yield* sandbox.playForeignPoller()
       assert.strictEqual(tagOf(yield* failure), "LeaseLost")
-      assert.strictEqual(count("Conflict:"), 0)
+      assert.strictEqual(count("Conflict:"), 1)
+      assert.strictEqual(count("Waiting"), 0)
     }))
 
   it.effect("does not poll without a proven lease", () =>
