@@ -87,8 +87,13 @@ export class Instance implements Gate {
 
   deliver = (run: () => void): void => {
     if (this.state === "dead") return
-    if (this.state === "paused") this.held.push(run)
-    else run()
+    if (this.state === "paused") {
+      this.held.push(run)
+      return
+    }
+    // Whatever runs may set promises of a library in motion, and time must not move before they are still.
+    if (this.slot >= 0) this.world.stir()
+    run()
   }
 
   /** Nothing of it runs from here on. */
@@ -187,7 +192,11 @@ export class Instance implements Gate {
 export const replaceTimers = (): () => void => {
   const { clearTimeout: clear, setTimeout: set } = globalThis
   const owners = new WeakMap<object, Instance>()
-  const replacement = (run: (...rest: ReadonlyArray<unknown>) => void, millis?: number, ...rest: ReadonlyArray<unknown>): unknown => {
+  const replacement = (
+    run: (...rest: ReadonlyArray<unknown>) => void,
+    millis?: number,
+    ...rest: ReadonlyArray<unknown>
+  ): unknown => {
     const instance = running.getStore()
     if (instance === undefined) return set(() => run(...rest), millis)
     if ((millis ?? 0) < 86_400_000) throw new Error(`${instance.name} set a real timer of ${millis ?? 0} ms`)

@@ -15,13 +15,13 @@
  * L1  after faults there is one poller again   L2  and the backlog is handled   L3  a stop ends in time
  */
 import { Effect } from "effect"
+import { Duration } from "effect"
 import type { Grant, LockStore } from "../../src/lock/LockStore.ts"
 import type { Health } from "../../src/operations/Health.ts"
 import type { Instance } from "./Instance.ts"
 import type { Watcher } from "./Links.ts"
 import { jobPeriod, type Ledger, shutdownTimeout, type Task, token } from "./Service.ts"
 import type { World } from "./World.ts"
-import { Duration } from "effect"
 
 export interface Violation {
   readonly invariant: string
@@ -37,13 +37,16 @@ export interface Message {
   updateId: number | undefined
   /** Who handled it to the end, in order. */
   readonly ended: Array<Instance>
-  /** Its handler took too long and was cancelled for good. */
-  isGivenUp: boolean
+  /** How often it was under way when its instance was killed. */
+  crashes: number
+  /** How often its handler took too long. */
+  timeouts: number
+  isSetAside: boolean
 }
 
 interface Term {
-  /** The update of each chat that was begun last, and whether it is under way. */
-  readonly chats: Map<number, { updateId: number; isRunning: boolean }>
+  /** The update of each chat that was begun last, whether it is under way, and whether it is to be tried again. */
+  readonly chats: Map<number, { updateId: number; isRunning: boolean; hasFailed: boolean }>
   readonly releases: Array<string>
   conflictedAt: number | undefined
   lastWait: number | undefined
@@ -65,6 +68,8 @@ export class Invariants implements Watcher, Ledger {
   duplicates = 0
   conflicts = 0
   handled = 0
+  /** Set aside although nothing was wrong with them: they were under way in two kills. */
+  innocent = 0
   polls = 0
   private readonly world: World
   private readonly store: LockStore["Service"]
@@ -117,7 +122,9 @@ export class Invariants implements Watcher, Ledger {
       return this.fail("S1", `${instance.name} ${what}, but ${why}`)
     }
     const { fencingToken = -1n } = instance
-    if (fencingToken < this.maxToken) this.fail("S2", `${instance.name} ${what} with the fencing token of an older term`)
+    if (fencingToken < this.maxToken) {
+      this.fail("S2", `${instance.name} ${what} with the fencing token of an older term`)
+    }
     this.maxToken = fencingToken
   }
 
@@ -142,7 +149,9 @@ export class Invariants implements Watcher, Ledger {
       writtenAt: this.world.elapsed,
       updateId,
       ended: [],
-      isGivenUp: false
+      crashes: 0,
+      timeouts: 0,
+      isSetAside: false
     }
     this.messages.push(message)
     if (updateId !== undefined) this.byUpdate.set(updateId, message)
@@ -157,13 +166,13 @@ export class Invariants implements Watcher, Ledger {
     const { chats, releases } = this.term(instance)
     if (releases.length > 0) this.fail("S7", `${instance.name} begins #${task.number} after its handlers were drained`)
     const before = chats.get(chat)
-    if (before !== undefined && (before.isRunning || before.updateId >= updateId)) {
+    const isAgain = before?.updateId === updateId && before.hasFailed
+    if (before !== undefined && !isAgain && (before.isRunning || before.updateId >= updateId)) {
       const why = before.isRunning ? "is still under way" : "was begun before"
       this.fail("S4", `${instance.name} begins ${updateId} of chat ${chat} although ${before.updateId} ${why}`)
     }
-    chats.set(chat, { updateId, isRunning: true })
+    chats.set(chat, { updateId, isRunning: true, hasFailed: false })
     for (const earlier of message.ended) this.mayRepeat(message, earlier, instance)
-    if (message.isGivenUp && message.ended.length === 0) this.duplicates++
   }
 
   private mayRepeat(message: Message, earlier: Instance, now: Instance): void {
@@ -177,13 +186,45 @@ export class Invariants implements Watcher, Ledger {
     )
   }
 
-  handlerEnded(instance: Instance, task: Task, updateId: number, chat: number, isCut: boolean): void {
-    this.world.log(instance.name, `${isCut ? "is cut in" : "has handled"} #${task.number} (${updateId})`)
+  handlerEnded(
+    instance: Instance,
+    task: Task,
+    updateId: number,
+    chat: number,
+    ending: "done" | "failed" | "cut"
+  ): void {
+    this.world.log(instance.name, `${ending}: #${task.number} (${updateId})`)
+    const message = this.byUpdate.get(updateId)
     const running = this.term(instance).chats.get(chat)
-    if (running !== undefined) running.isRunning = false
-    if (isCut) return
+    if (running?.updateId === updateId) {
+      running.isRunning = false
+      // A handler that took too long is cut, and then it has failed.
+      running.hasFailed = ending === "failed" || (ending === "cut" && (message?.timeouts ?? 0) > 0)
+    }
+    if (ending !== "done") return
     this.handled++
-    this.byUpdate.get(updateId)?.ended.push(instance)
+    message?.ended.push(instance)
+  }
+
+  /** What was under way in an instance that is killed. */
+  crashed(instance: Instance): void {
+    for (const { isRunning, updateId } of this.term(instance).chats.values()) {
+      const message = this.byUpdate.get(updateId)
+      if (isRunning && message !== undefined) message.crashes++
+    }
+  }
+
+  /** Only what failed each time, or ended the process twice, may be set aside. */
+  private setAside(instance: Instance, updateId: number): void {
+    const message = this.byUpdate.get(updateId)
+    if (message === undefined) return
+    message.isSetAside = true
+    const { ending, number } = message.task
+    if (ending === "fails" || ending === "hangs") return
+    this.innocent++
+    if (message.crashes < 2 && message.timeouts === 0) {
+      this.fail("S3", `${instance.name} sets #${number} aside, which never failed`)
+    }
   }
 
   jobRan(instance: Instance, wall: number): void {
@@ -209,7 +250,10 @@ export class Invariants implements Watcher, Ledger {
     if (closing !== undefined) term.releases.push(closing)
     if (text.startsWith("Handler timed out")) {
       const message = this.byUpdate.get(Number(/update_id=(\d+)/.exec(text)?.[1]))
-      if (message !== undefined) message.isGivenUp = true
+      if (message !== undefined) message.timeouts++
+    }
+    if (text.startsWith("An update was set aside")) {
+      this.setAside(instance, Number(/update_id=(\d+)/.exec(text)?.[1]))
     }
     if (text.startsWith("Conflict:")) this.conflicted(instance, term)
     else if (text.startsWith("Polling failed")) term.isConflict = false
@@ -274,7 +318,7 @@ export class Invariants implements Watcher, Ledger {
     }
   }
 
-  isHandled = (message: Message): boolean => message.ended.length > 0 || message.isGivenUp
+  isHandled = (message: Message): boolean => message.ended.length > 0 || message.isSetAside
 
   /** Nothing is known of it any more; called when an ended instance cannot matter. */
   forget(instance: Instance): void {

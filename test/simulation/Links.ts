@@ -102,7 +102,7 @@ export interface Server {
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
 }
 
-/** `fetch` for one instance. It stirs the world whenever a promise of a library may go on. */
+/** `fetch` for one instance. */
 export const fetchOf = (
   links: Links,
   instance: Instance,
@@ -111,9 +111,7 @@ export const fetchOf = (
 ): typeof globalThis.fetch =>
 (input, init) =>
   new Promise((resolve, reject) => {
-    const { world } = instance
     if (!instance.isAlive) return
-    world.stir()
     if (init?.signal?.aborted === true) return reject(aborted())
     const url = new URL(String(input))
     const method = url.pathname.split("/").at(-1) ?? ""
@@ -122,7 +120,6 @@ export const fetchOf = (
     const over = (run: () => void) => {
       if (isOver) return
       isOver = true
-      world.stir()
       run()
     }
     watcher.sending(instance, method, body)

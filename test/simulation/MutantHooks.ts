@@ -14,9 +14,11 @@ export const load: LoadHook = async (url, context, nextLoad) => {
   const source = String(loaded.source)
   const parts = source.split(mutant.find)
   if (parts.length !== 2) {
-    throw new Error(`The mutant "${mutant.id}" does not fit ${mutant.file} any more: "${mutant.find}" is there ${
-      parts.length - 1
-    } times. Change test/simulation/Mutants.ts so that it follows the code.`)
+    throw new Error(
+      `The mutant "${mutant.id}" does not fit ${mutant.file} any more: "${mutant.find}" is there ${
+        parts.length - 1
+      } times. Change test/simulation/Mutants.ts so that it follows the code.`
+    )
   }
   return { ...loaded, source: parts.join(mutant.replace) }
 }

@@ -10,6 +10,8 @@ export interface Mutant {
   /** A text that the file holds once. When it does not any more, the mutant has to follow the code. */
   readonly find: string
   readonly replace: string
+  /** The seed to begin with, where the first ones are kind to it. */
+  readonly seed?: number
 }
 
 export const mutants: ReadonlyArray<Mutant> = [
@@ -71,25 +73,26 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "confirms what it has not stored",
     file: "telegram/UpdateInbox.js",
     find: "if (!Array.isReadonlyArrayNonEmpty(candidates))",
-    replace: "if (candidates.length > 0) return { ids: new Set(candidates.map((update) => update.update_id)), removed }\nelse"
+    replace:
+      "if (candidates.length > 0) return { ids: new Set(candidates.map((update) => update.update_id)), removed }\nelse"
   },
   {
     id: "finishes an update before its handler",
     file: "telegram/UpdateDispatcher.js",
-    find: "slot.running = { update, since, isOverdue: false };",
-    replace: "slot.running = { update, since, isOverdue: false }; yield* inbox.finish(update.update_id);"
+    find: "(lock.ensureValid, () => Effect.flatMap(observed(update), () => finish(update)))",
+    replace: "(lock.ensureValid, () => Effect.flatMap(finish(update), () => observed(update)))"
   },
   {
     id: "forgets the order of a chat",
-    file: "telegram/UpdateDispatcher.js",
-    find: "lanes.push(laneOf(update), update)",
-    replace: "lanes.push(String(update.update_id), update)"
+    file: "telegram/Lane.js",
+    find: "return `chat:${chatId}`",
+    replace: "return `update:${update.update_id}`"
   },
   {
     id: "waits for a handler without end",
-    file: "telegram/UpdateDispatcher.js",
-    find: "if (deadline <= now)",
-    replace: "if (false)"
+    file: "telegram/UpdateDispatcher/HandlerTimeout.js",
+    find: "if (running.since + limit > now)",
+    replace: "if (true)"
   },
   {
     id: "does not resume what was left",

@@ -14,6 +14,8 @@ import { Health } from "../../src/operations/Health.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import { Scheduler } from "../../src/schedule/Scheduler.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
+import { ChatState } from "../../src/telegram/ChatState.ts"
+import { Outgoing } from "../../src/telegram/Outgoing.ts"
 import { UpdateDispatcher } from "../../src/telegram/UpdateDispatcher.ts"
 import { on, reply, UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
@@ -45,7 +47,13 @@ const taskOf = (text: string): Task => {
 /** What the world is told of an instance. */
 export interface Ledger {
   readonly handlerBegan: (instance: Instance, task: Task, updateId: number, chat: number) => void
-  readonly handlerEnded: (instance: Instance, task: Task, updateId: number, chat: number, isCut: boolean) => void
+  readonly handlerEnded: (
+    instance: Instance,
+    task: Task,
+    updateId: number,
+    chat: number,
+    ending: "done" | "failed" | "cut"
+  ) => void
   readonly jobRan: (instance: Instance, wall: number) => void
   readonly logged: (instance: Instance, level: string, text: string) => void
   readonly ready: (instance: Instance, health: Health["Service"]) => void
@@ -57,16 +65,14 @@ export interface Surroundings {
   readonly store: LockStore["Service"]
   readonly storage: Context.Context<SqlClient.SqlClient>
   readonly ledger: Ledger
-  readonly stir: () => void
   readonly mode: "exit" | "standby"
 }
 
-const service = ({ fetch, instance, ledger, mode, stir, storage, store }: Surroundings) => {
+const service = ({ fetch, instance, ledger, mode, storage, store }: Surroundings) => {
   const handler = on("message:text", (ctx) => {
     const task = taskOf(ctx.msg.text)
     const { chat, update: { update_id: updateId } } = ctx
     return Effect.gen(function*() {
-      stir()
       ledger.handlerBegan(instance, task, updateId, chat.id)
       yield* Effect.sleep(task.work)
       if (task.ending === "hangs") return yield* Effect.never
@@ -74,14 +80,15 @@ const service = ({ fetch, instance, ledger, mode, stir, storage, store }: Surrou
       // What the user is told is not part of what is proven; that the handler ends is.
       if (task.ending === "replies") {
         yield* reply(ctx, `done ${task.number}`).pipe(
-          Effect.catch((error) => Effect.logWarning("Reply failed").pipe(Effect.annotateLogs({ reason: error.message })))
+          Effect.catch((error) =>
+            Effect.logWarning("Reply failed").pipe(Effect.annotateLogs({ reason: error.message }))
+          )
         )
       }
     }).pipe(Effect.onExit((exit) =>
       Effect.sync(() => {
-        stir()
-        const isCut = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
-        ledger.handlerEnded(instance, task, updateId, chat.id, isCut)
+        const ending = Exit.isSuccess(exit) ? "done" : Cause.hasInterruptsOnly(exit.cause) ? "cut" : "failed"
+        ledger.handlerEnded(instance, task, updateId, chat.id, ending)
       })
     ))
   })
@@ -101,11 +108,15 @@ const service = ({ fetch, instance, ledger, mode, stir, storage, store }: Surrou
   })
   return Layer.effectDiscard(becomeReady).pipe(
     Layer.provideMerge(UpdatePoller.layer()),
-    Layer.provideMerge(UpdateDispatcher.layer({ concurrency: 8, drainTimeout: Duration.times(shutdownTimeout, 5 / 8) })),
+    Layer.provideMerge(
+      UpdateDispatcher.layer({ concurrency: 8, drainTimeout: Duration.times(shutdownTimeout, 5 / 8) })
+    ),
     Layer.provideMerge(UpdateInbox.layer()),
     Layer.provideMerge(UpdateHandler.layer(handler)),
     Layer.provideMerge(Layer.effectDiscard(job)),
     Layer.provideMerge(Scheduler.layer),
+    Layer.provideMerge(ChatState.layer),
+    Layer.provideMerge(Outgoing.layer()),
     Layer.provideMerge(BotSession.layer({ token: Redacted.make(token), apiRoot: "http://telegram" })),
     Layer.provideMerge(Layer.effectDiscard(watchLock)),
     Layer.provideMerge(InstanceLock.layer({ mode, bot: "123456789", version: "simulated" })),

@@ -18,7 +18,11 @@ const slack = 60_000
 export const shrink = async (run: Run, options: RunOptions, failed: RunResult): Promise<Shrunk> => {
   const { violation } = failed
   if (violation === undefined) return { options, result: failed, runs: 0 }
-  let best: Shrunk = { options: { ...options, only: failed.faults, until: violation.at + slack }, result: failed, runs: 0 }
+  let best: Shrunk = {
+    options: { ...options, only: failed.faults, until: violation.at + slack },
+    result: failed,
+    runs: 0
+  }
   let runs = 0
   const tries = async (smaller: RunOptions): Promise<boolean> => {
     runs++

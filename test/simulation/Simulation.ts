@@ -44,6 +44,7 @@ export interface RunResult {
   readonly updates: number
   readonly handled: number
   readonly duplicates: number
+  readonly innocent: number
   readonly conflicts: number
   readonly polls: number
   readonly events: number
@@ -64,8 +65,10 @@ const second = 1_000
 const recovery = 180 * second
 /** L2: what the backlog may take on top of the work that is in it. */
 const drainTime = 60 * second
-const quietAtEnd = 5 * 60 * second
-const handlerLimit = 61 * second
+const quietAtEnd = 8 * 60 * second
+/** Three attempts of a handler that hangs, and the waits between them. */
+const hanging = 190 * second
+const failing = 5 * second
 
 export const run = async (options: RunOptions): Promise<RunResult> => {
   const restoreTimers = replaceTimers()
@@ -168,6 +171,7 @@ class Simulation {
       updates: invariants.messages.length,
       handled: invariants.handled,
       duplicates: invariants.duplicates,
+      innocent: invariants.innocent,
       conflicts: invariants.conflicts,
       polls: invariants.polls,
       events: world.events
@@ -240,6 +244,7 @@ class Simulation {
     const stop = () => Deferred.doneUnsafe(stopAsked, Exit.void)
     place.instances.push({ instance, links, stop })
     this.world.log(instance.name, "starts")
+    this.world.stir()
     running.run(instance, () =>
       start(
         {
@@ -248,7 +253,6 @@ class Simulation {
           store: storeOf(links, instance, server, this.invariants),
           storage: this.storage,
           ledger: this.invariants,
-          stir: () => this.world.stir(),
           mode: "standby"
         },
         Deferred.await(stopAsked),
@@ -259,7 +263,6 @@ class Simulation {
   private ended(slot: number, { instance, links }: Running, ending: Ending): void {
     this.world.log(instance.name, `has ended: ${ending}`)
     // What a process leaves behind is looked at when promises are still, and then its process is gone.
-    this.world.stir()
     this.world.after(0, () => {
       instance.ending = ending
       if (instance.isAlive) {
@@ -298,6 +301,7 @@ class Simulation {
   private kill(slot: number, { instance }: Running): void {
     if (!instance.isAlive) return
     this.kills++
+    this.invariants.crashed(instance)
     this.world.log(instance.name, "is killed")
     this.bury(slot, instance, "killed")
     // A transaction left open would stop everybody else: with a real database the connection would end it.
@@ -324,7 +328,10 @@ class Simulation {
     const needsTarget = fault.kind in forOne
     if (needsTarget && target === undefined) return
     this.happened.push(fault.id)
-    world.log("fate", describe(fault) + (needsTarget && target !== undefined ? `: ${target.running.instance.name}` : ""))
+    world.log(
+      "fate",
+      describe(fault) + (needsTarget && target !== undefined ? `: ${target.running.instance.name}` : "")
+    )
     if (target !== undefined && needsTarget) return this.hits(fault, target.slot, target.running)
     switch (fault.kind) {
       case "storeDown":
@@ -441,12 +448,18 @@ class Simulation {
     world.at(beginning + start, () => {
       world.log("fate", "calm")
       Effect.runSync(this.sandbox.clearFaults)
-      for (const { instances } of this.places) for (const { links } of instances) {
-        links.telegram.heal()
-        links.store.heal()
+      for (const { instances } of this.places) {
+        for (const { links } of instances) {
+          links.telegram.heal()
+          links.store.heal()
+        }
       }
     })
-    for (let time = start + recovery; time < Math.min(start + faultyHalf, this.end - 60 * second); time += 10 * second) {
+    for (
+      let time = start + recovery;
+      time < Math.min(start + faultyHalf, this.end - 60 * second);
+      time += 10 * second
+    ) {
       world.at(beginning + time, () => this.judgeOnePoller())
     }
     world.at(beginning + start + recovery + drainTime, () => {
@@ -505,7 +518,7 @@ const isCalm = (elapsed: number): boolean => !isFaulty(elapsed) && !isFaulty(ela
 const longest = (messages: ReadonlyArray<Message>): number => {
   const perChat = new Map<number, number>()
   for (const { chat, task } of messages) {
-    const work = (task.ending === "hangs" ? handlerLimit : task.work) + second
+    const work = task.work * 3 + (task.ending === "hangs" ? hanging : task.ending === "fails" ? failing : second)
     perChat.set(chat, (perChat.get(chat) ?? 0) + work)
   }
   return Math.max(...perChat.values())

@@ -29,7 +29,9 @@ Error.stackTraceLimit = 0
 
 const mutant = mutants.find(({ id }) => id === values.mutant)
 if (values.mutant !== undefined) {
-  if (mutant === undefined) throw new Error(`There is no mutant "${values.mutant}": ${mutants.map(({ id }) => id).join()}`)
+  if (mutant === undefined) {
+    throw new Error(`There is no mutant "${values.mutant}": ${mutants.map(({ id }) => id).join()}`)
+  }
   register(new URL("./MutantHooks.js", import.meta.url), { data: mutant })
 }
 // Loaded after the mutant was planted.
@@ -86,6 +88,7 @@ const totals = {
   updates: sum((result) => result.updates),
   handled: sum((result) => result.handled),
   repeated: sum((result) => result.duplicates),
+  innocentSetAside: sum((result) => result.innocent),
   polls: sum((result) => result.polls),
   conflicts: sum((result) => result.conflicts),
   violations: results.filter(isBroken).length
