@@ -102,9 +102,15 @@ export const layer = (settings: Settings) => layerBot(settings, service(settings
 export const layerConfig = <E, R>(handlers: Layer.Layer<UpdateHandler, E, R>) =>
   Layer.unwrap(Effect.map(load, (settings) => layerBot(settings, handlers))).pipe(Layer.provide(NodeFileSystem.layer))
 
-/** Runs a bot until a worker of it fails, then closes everything in order. Interruption is the clean stop. */
-export const launch = <E, R>(bot: Layer.Layer<Supervisor, E, R>): Effect.Effect<never, E | WorkerFailed, R> =>
-  Effect.scoped(Effect.flatMap(Layer.build(bot), (context) => Context.get(context, Supervisor).failure))
+/**
+ * Runs a bot until a worker of it fails, then closes everything in order. Interruption is the clean stop, and so is
+ * another instance that asks for the lock: only then does it succeed.
+ */
+export const launch = <E, R>(bot: Layer.Layer<Supervisor, E, R>): Effect.Effect<void, E | WorkerFailed, R> =>
+  Effect.scoped(Effect.flatMap(Layer.build(bot), (context) => Context.get(context, Supervisor).failure)).pipe(
+    Effect.exit,
+    Effect.flatMap((ended) => isHandedOver(ended) ? Effect.void : ended)
+  )
 
 /** Runs the whole service until `stopAsked`, or until it fails. Everything is closed when it ends, whatever ended it. */
 export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
@@ -112,11 +118,14 @@ export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       let built: InstanceLock["Service"] | undefined
-      const serve = Effect.flatMap(Layer.buildWithScope(layer(settings), scope), (context) => {
+      // The supervisor comes first, so that a lock that is lost or asked for while the rest still starts is seen.
+      const memoMap = yield* Layer.makeMemoMap
+      const supervisor = Context.get(yield* Layer.buildWithMemoMap(Supervisor.layer, memoMap, scope), Supervisor)
+      const serve = Effect.flatMap(Layer.buildWithMemoMap(layer(settings), memoMap, scope), (context) => {
         built = Context.get(context, InstanceLock)
-        return Context.get(context, Supervisor).failure
+        return Effect.never
       })
-      const ended = yield* Effect.exit(restore(Effect.raceFirst(serve, stopAsked)))
+      const ended = yield* Effect.exit(restore(Effect.raceAllFirst([serve, supervisor.failure, stopAsked])))
       if (Exit.isFailure(ended) && !isHandedOver(ended)) yield* Logging.logFailure(ended.cause)
       // A start that failed has released what it had built already.
       if (built !== undefined) yield* Effect.logInfo("Shutting down bot resources")

@@ -213,6 +213,18 @@ describe("bad input", () => {
 })
 
 describe("takeover", () => {
+  it.live("is heard by an instance that still starts", () =>
+    Effect.gen(function*() {
+      const unreachable = { BOT_TOKEN: canary, TELEGRAM_API_ROOT: `http://127.0.0.1:${yield* freePort}` }
+      const first = yield* start(unreachable)
+      yield* first.line("Telegram cannot be reached yet")
+      const next = yield* start({ LOCK_FILE: first.lockFile, LOCK_MODE: "takeover" })
+      assert.strictEqual(yield* first.exit, 0)
+      yield* next.line("BOT READY")
+      yield* next.kill("SIGTERM")
+      assert.strictEqual(yield* next.exit, 0)
+    }))
+
   it.live("asks the running instance to hand over, which ends with 0, and polls in its place", () =>
     Effect.gen(function*() {
       const first = yield* start()
