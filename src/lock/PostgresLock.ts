@@ -202,7 +202,29 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
       )
   )
 
-  return LockStore.of({ resource, ttl, acquire, renew, release, status, changed: wait(remaining) })
+  // Kept in `meta`, which a new grant replaces, so that a request ends with the grant that it is for.
+  const request = (asker: Holder) =>
+    ask(
+      "handover",
+      Effect.map(
+        sql`WITH requested AS (
+            UPDATE instance_lock SET meta = jsonb_set(meta, '{asker}', ${encodeHolder(asker)}::jsonb)
+            WHERE name = ${name} AND owner IS NOT NULL AND expires_at > clock_timestamp() RETURNING name
+          ) SELECT pg_notify(${channel}, name) FROM requested`,
+        (rows) => rows.length > 0
+      )
+    )
+  const askerOf = (grant: Grant) =>
+    ask(
+      "handover",
+      Effect.map(
+        sql<{ asker: string | null }>`SELECT (meta->'asker')::text AS asker FROM instance_lock WHERE ${exactly(grant)}`,
+        ([row]) => Option.getOrUndefined(decodeHolder(row?.asker))
+      )
+    )
+  const handover = { request, requested: Wakeup.until(wait, askerOf) }
+
+  return LockStore.of({ resource, ttl, acquire, renew, release, status, changed: wait(remaining), handover })
 })
 
 const isSqlError = <E>(error: E | SqlError.SqlError): error is SqlError.SqlError => SqlError.isSqlError(error)

@@ -47,6 +47,8 @@ const Acquired = Schema.Union([
 ])
 const Renewed = Schema.Literals(["renewed", "taken", "expired", "forgotten"])
 const Released = Schema.Int
+const Requested = Schema.Int
+const Asker = Schema.NullOr(Schema.String)
 const Peeked = Schema.Union([
   Schema.Tuple([Schema.Literal("held"), Schema.String, Schema.String, Schema.Int]),
   Schema.Tuple([Schema.Literal("free"), Schema.Int])
@@ -167,9 +169,23 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
       rouse()
       return yield* Effect.forever(Effect.map(Queue.take(messages), rouse))
     }))
-  const changed = wait(Effect.map(peek, (answer) => Duration.millis(answer[0] === "free" ? answer[1] : answer[3])))
+  const changed = wait(
+    Effect.map(peek, (answer) => Duration.millis(answer[0] === "free" ? answer[1] : answer[3]))
+  )
 
-  return LockStore.of({ resource, ttl, acquire, renew, release, status, changed })
+  const request = (asker: Holder) =>
+    Effect.map(
+      ask("handover", Requested, (connection) => connection.eval(scripts.request)(encodeHolder(asker))),
+      (heard) => heard === 1
+    )
+  const askerOf = ({ fencingToken, holder }: Grant) =>
+    Effect.map(
+      ask("handover", Asker, (connection) => connection.eval(scripts.asker)(holder.owner, fencingToken)),
+      (asker) => Option.getOrUndefined(decodeHolder(asker))
+    )
+  const handover = { request, requested: Wakeup.until(wait, askerOf) }
+
+  return LockStore.of({ resource, ttl, acquire, renew, release, status, changed, handover })
 })
 
 const losses = {

@@ -13,6 +13,9 @@ const releaseLimit = Duration.millis(500)
 /** Spreads the standbys that wait for the same lease to expire. */
 const jitterMax = Duration.millis(100)
 
+/** Ends when it is worth asking again. `remaining` is how long nothing can change unless it is published. */
+export type Wait = <E>(remaining: Effect.Effect<Duration.Duration, E>) => Effect.Effect<void>
+
 /**
  * Keeps `subscribe` running while the scope is open, again and again when it fails. It calls `rouse` for every message,
  * and once when it begins to hear, because something may have been published before. The result waits: until a message
@@ -38,8 +41,8 @@ export const make = Effect.fnUntraced(function*<E>(
     (fiber) => bounded(name, releaseLimit)(Fiber.interrupt(fiber))
   )
 
-  // `remaining` is asked after the wait for a message has begun, so a release in between is not missed.
-  return <E2>(remaining: Effect.Effect<Duration.Duration, E2>): Effect.Effect<void> =>
+  // `remaining` is asked after the wait for a message has begun, so what happens in between is not missed.
+  const wait: Wait = (remaining) =>
     Effect.suspend(() => {
       const message = Deferred.await(published)
       const expiry = Effect.gen(function*() {
@@ -50,4 +53,20 @@ export const make = Effect.fnUntraced(function*<E>(
       })
       return Effect.raceFirst(message, expiry)
     })
+  return wait
 })
+
+/** Ends with what `look` finds, which is asked at once, after every message and after every poll period. */
+export const until =
+  <Subject, A, E>(wait: Wait, look: (subject: Subject) => Effect.Effect<A | undefined, E>) =>
+  (subject: Subject): Effect.Effect<A> =>
+    Effect.gen(function*() {
+      while (true) {
+        let found: A | undefined
+        yield* wait(Effect.map(look(subject), (seen) => {
+          found = seen
+          return seen === undefined ? pollPeriod : Duration.zero
+        }))
+        if (found !== undefined) return found
+      }
+    })

@@ -1,7 +1,7 @@
 /**
  * What happens inside Redis, each step atomic. Two keys with one hash tag, so that they live on one node: `lock`, a hash
- * that expires with the lease (owner, token, holder), and `fence`, a hash that never expires and holds what must
- * outlive the lease:
+ * that expires with the lease (owner, token, holder, who asked for it), and `fence`, a hash that never expires and
+ * holds what must outlive the lease:
  *
  * - `token`: the largest token that was granted. The next is one more, or Redis's time in milliseconds if that is
  *   larger, so that tokens grow even when the fence itself was lost;
@@ -93,6 +93,20 @@ redis.call('PUBLISH', ARGV[3], 'released')
 return 1
 `
 
+// In the hash of the lease, so that a request ends with the grant that it is for.
+const requestLua = `
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'asker', ARGV[1])
+redis.call('PUBLISH', ARGV[2], 'requested')
+return 1
+`
+
+const askerLua = `
+local held = redis.call('HMGET', KEYS[1], 'owner', 'token', 'asker')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return false end
+return held[3]
+`
+
 const peekLua = `
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -124,6 +138,14 @@ export const make = (keys: Keys) => {
     release: Redis.script(
       (owner: string, token: bigint) => [keys.lock, keys.fence, owner, token, keys.channel],
       { ...both, lua: releaseLua }
+    ).withReturnType<unknown>(),
+    request: Redis.script(
+      (asker: string) => [keys.lock, keys.fence, asker, keys.channel],
+      { ...both, lua: requestLua }
+    ).withReturnType<unknown>(),
+    asker: Redis.script(
+      (owner: string, token: bigint) => [keys.lock, keys.fence, owner, token],
+      { ...both, lua: askerLua }
     ).withReturnType<unknown>(),
     peek: Redis.script(() => [keys.lock, keys.fence], { ...both, lua: peekLua }).withReturnType<unknown>()
   }
