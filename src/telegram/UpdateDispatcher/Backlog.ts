@@ -89,6 +89,8 @@ export const make = Effect.fnUntraced(function*(options: {
         let after: number | undefined
         while (left.size > 0) {
           yield* room.await
+          // Handlers that end at once would keep the event loop from ever asking the network.
+          yield* Effect.yieldNow
           const rows = yield* inbox.leftovers({ after, limit: pageSize })
           if (rows.length === 0) break
           for (const row of rows) yield* takeRow(row, backlog)
