@@ -3,7 +3,7 @@
  * which reaches it only through its gate. A dead instance hears nothing (kill -9: no finalizer runs); a paused one
  * (SIGSTOP) hears everything at once when it goes on. Both clocks may be wrong by an offset and run too fast or slow.
  */
-import { Clock, Duration, Effect, Metric, type Random, type Scheduler } from "effect"
+import { type Clock, Duration, Effect, type Metric, type Random, type Scheduler } from "effect"
 import { AsyncLocalStorage } from "node:async_hooks"
 import type { Holder } from "../../src/lock/LockStore.ts"
 import type { Gate, World } from "./World.ts"

@@ -14,8 +14,7 @@
  * S10 no line holds the token
  * L1  after faults there is one poller again   L2  and the backlog is handled   L3  a stop ends in time
  */
-import { Effect } from "effect"
-import { Duration } from "effect"
+import { Duration, Effect } from "effect"
 import type { Grant, LockStore } from "../../src/lock/LockStore.ts"
 import type { Health } from "../../src/operations/Health.ts"
 import type { Instance } from "./Instance.ts"
@@ -37,8 +36,8 @@ export interface Message {
   updateId: number | undefined
   /** Who handled it to the end, in order. */
   readonly ended: Array<Instance>
-  /** How often it was under way when its instance was killed. */
-  crashes: number
+  /** How often it was begun by an instance that then neither ended it nor stopped in order. */
+  unended: number
   /** How often its handler took too long. */
   timeouts: number
   isSetAside: boolean
@@ -68,7 +67,7 @@ export class Invariants implements Watcher, Ledger {
   duplicates = 0
   conflicts = 0
   handled = 0
-  /** Set aside although nothing was wrong with them: they were under way in two kills. */
+  /** Set aside although nothing was wrong with them: they were under way in two kills, pauses or losses of the lease. */
   innocent = 0
   polls = 0
   private readonly world: World
@@ -149,7 +148,7 @@ export class Invariants implements Watcher, Ledger {
       writtenAt: this.world.elapsed,
       updateId,
       ended: [],
-      crashes: 0,
+      unended: 0,
       timeouts: 0,
       isSetAside: false
     }
@@ -172,6 +171,7 @@ export class Invariants implements Watcher, Ledger {
       this.fail("S4", `${instance.name} begins ${updateId} of chat ${chat} although ${before.updateId} ${why}`)
     }
     chats.set(chat, { updateId, isRunning: true, hasFailed: false })
+    message.unended++
     for (const earlier of message.ended) this.mayRepeat(message, earlier, instance)
   }
 
@@ -201,20 +201,14 @@ export class Invariants implements Watcher, Ledger {
       // A handler that took too long is cut, and then it has failed.
       running.hasFailed = ending === "failed" || (ending === "cut" && (message?.timeouts ?? 0) > 0)
     }
+    const isOrderly = instance.stopAskedAt !== undefined && !instance.wasPaused && !instance.lostLease
+    if (message !== undefined && (ending !== "cut" || isOrderly)) message.unended--
     if (ending !== "done") return
     this.handled++
     message?.ended.push(instance)
   }
 
-  /** What was under way in an instance that is killed. */
-  crashed(instance: Instance): void {
-    for (const { isRunning, updateId } of this.term(instance).chats.values()) {
-      const message = this.byUpdate.get(updateId)
-      if (isRunning && message !== undefined) message.crashes++
-    }
-  }
-
-  /** Only what failed each time, or ended the process twice, may be set aside. */
+  /** Only what failed each time, or was under way in two crashes, may be set aside. A lost lease is a crash to a successor. */
   private setAside(instance: Instance, updateId: number): void {
     const message = this.byUpdate.get(updateId)
     if (message === undefined) return
@@ -222,7 +216,7 @@ export class Invariants implements Watcher, Ledger {
     const { ending, number } = message.task
     if (ending === "fails" || ending === "hangs") return
     this.innocent++
-    if (message.crashes < 2 && message.timeouts === 0) {
+    if (message.unended < 2 && message.timeouts === 0) {
       this.fail("S3", `${instance.name} sets #${number} aside, which never failed`)
     }
   }

@@ -31,7 +31,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "trusts the monotonic clock alone",
     file: "lock/InstanceLock.js",
     find: "Math.max(0, clock.currentTimeMillisUnsafe() - wall)",
-    replace: "0"
+    replace: "0",
+    seed: 13
   },
   {
     id: "never releases the lock",
@@ -64,17 +65,10 @@ export const mutants: ReadonlyArray<Mutant> = [
     replace: "if (false)"
   },
   {
-    id: "begins handlers of interrupted updates",
-    file: "telegram/UpdateHandler.js",
-    find: "current?.isCut() === true",
-    replace: "false"
-  },
-  {
     id: "confirms what it has not stored",
     file: "telegram/UpdateInbox.js",
-    find: "if (!Array.isReadonlyArrayNonEmpty(candidates))",
-    replace:
-      "if (candidates.length > 0) return { ids: new Set(candidates.map((update) => update.update_id)), removed }\nelse"
+    find: "Effect.as(table.insert(fresh, storedAt), known)",
+    replace: "Effect.succeed(known)"
   },
   {
     id: "finishes an update before its handler",
@@ -97,7 +91,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     id: "does not resume what was left",
     file: "telegram/UpdatePoller.js",
-    find: "const left = yield* health.handing(dispatcher.resume)",
+    find: "const left = yield* dispatcher.resume",
     replace: "const left = 0"
   },
   {

@@ -6,7 +6,7 @@
 import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Layer, Logger, Metric, Random, Redacted } from "effect"
 import { References, Scheduler as EffectScheduler, Scope } from "effect"
 import { Fetch } from "effect/http/FetchHttpClient"
-import { SqlClient } from "effect/sql"
+import type { SqlClient } from "effect/sql"
 import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { LockStore } from "../../src/lock/LockStore.ts"
 import { ProcessIdentity } from "../../src/lock/ProcessIdentity.ts"

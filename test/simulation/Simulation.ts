@@ -301,7 +301,6 @@ class Simulation {
   private kill(slot: number, { instance }: Running): void {
     if (!instance.isAlive) return
     this.kills++
-    this.invariants.crashed(instance)
     this.world.log(instance.name, "is killed")
     this.bury(slot, instance, "killed")
     // A transaction left open would stop everybody else: with a real database the connection would end it.
