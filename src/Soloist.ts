@@ -3,7 +3,8 @@
  * released, is written here as edges and nowhere else:
  *
  *   storage → health and probes → instance lock → sandbox → bot session → outgoing limits → chat state →
- *   API client → knowledge → scheduler → handlers → inbox → update dispatcher → update poller
+ *   API client → knowledge → scheduler → handlers → inbox → update dispatcher →
+ *   dead letters → update poller
  *
  * `layerBot` is the part that every bot needs, with the host's own handlers; `layer` is the whole service.
  */
@@ -49,6 +50,7 @@ import type { DatabaseUnavailable } from "./storage/Postgres.ts"
 import * as Storage from "./storage/Storage.ts"
 import { BotSession } from "./telegram/BotSession.ts"
 import { ChatState } from "./telegram/ChatState.ts"
+import { DeadLetters } from "./telegram/DeadLetters.ts"
 import { Outgoing } from "./telegram/Outgoing.ts"
 import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
 import type { UpdateHandler } from "./telegram/UpdateHandler.ts"
@@ -77,6 +79,7 @@ export class StopOverran extends Schema.TaggedError<StopOverran>()("StopOverran"
 export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R>) =>
   Layer.effectDiscard(becomeReady).pipe(
     Layer.provideMerge(UpdatePoller.layer({ conflicts: { retries: settings.conflictRetries } })),
+    Layer.provideMerge(DeadLetters.layer),
     Layer.provideMerge(UpdateDispatcher.layer({
       concurrency: settings.concurrency,
       handlerTimeout: settings.handlerTimeout,

@@ -92,7 +92,7 @@ const duration =
     const unit = short?.[2] === undefined ? undefined : units[short[2]]
     const value = short?.[1] !== undefined && unit !== undefined
       ? Option.some(Duration.fromInputUnsafe(`${Number(short[1])} ${unit}`))
-      : Schema.decodeUnknownOption(Schema.DurationFromString)(text)
+      : Schema.decodeOption(Schema.DurationFromString)(text)
     return Option.filter(value, Duration.between({ minimum, maximum }))
   }
 

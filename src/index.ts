@@ -23,6 +23,7 @@ export {
   type ChatValue,
   type ChatValueOptions
 } from "./telegram/ChatState.ts"
+export { DeadLetters } from "./telegram/DeadLetters.ts"
 export { render, split } from "./telegram/MessageText.ts"
 export { Outgoing, type OutgoingOptions } from "./telegram/Outgoing.ts"
 export { type Limit, type Limits, telegramLimits } from "./telegram/Outgoing/Limits.ts"

@@ -17,8 +17,7 @@ export const service = (signals: StopRequests) =>
   Effect.gen(function*() {
     const settings = yield* load.pipe(
       Effect.tapCause(Logging.logFailure),
-      Effect.provide(Logging.layer({ format: defaultFormat, level: "Info" })),
-      Effect.provide(NodeFileSystem.layer)
+      Effect.provide([Logging.layer({ format: defaultFormat, level: "Info" }), NodeFileSystem.layer])
     )
     const stopAsked = Effect.callback<NodeJS.Signals>((resume) => {
       signals.onFirst((signal) => resume(Effect.succeed(signal)))
