@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Schedule } from "effect"
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { folder, freePort, json, order, start } from "./ServiceProcess.ts"
@@ -15,6 +15,31 @@ const cleanup = [
 ]
 
 const canary = "123456789:AAcanaryCANARYcanaryCANARYcanaryCANA"
+
+/** A user writes, and the bot's answer does not come back. */
+const hangHandler = Effect.fnUntraced(function*(service: { readonly url: string }, bot?: number) {
+  yield* json(`${service.url}/sandbox/faults`, { body: { method: "sendMessage", kind: "hang", times: 5 } })
+  yield* json(`${service.url}/sandbox/messages`, { body: { text: "/start", chat_id: 9, ...(bot && { bot }) } })
+  yield* json(`${service.url}/sandbox/faults`).pipe(
+    Effect.repeat({
+      schedule: Schedule.spaced("20 millis"),
+      until: (faults) => !JSON.stringify(faults).includes("\"times\":5")
+    }),
+    Effect.timeout("20 seconds")
+  )
+})
+
+/** What bots have said in a chat of the sandbox. */
+const answers = (url: string, chat: number) =>
+  Effect.map(
+    json(`${url}/sandbox/chats/${chat}`),
+    // The sandbox's own transcript, whose shape its tests check.
+    (found) => (found as Transcript).messages.filter(({ from }) => from.is_bot).map(({ text }) => text ?? "")
+  )
+
+interface Transcript {
+  readonly messages: ReadonlyArray<{ readonly from: { readonly is_bot: boolean }; readonly text?: string }>
+}
 
 describe("the life of a service", () => {
   for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
@@ -135,17 +160,39 @@ describe("the life of a service", () => {
       assert.deepStrictEqual(order(yield* standby.lines, ["Instance lock acquired"]), [])
     }))
 
-  it.live("exits at once on a second signal", () =>
+  it.live("exits at once on a second signal, in the middle of a drain", () =>
     Effect.gen(function*() {
-      const service = yield* start({
-        BOT_TOKEN: canary,
-        TELEGRAM_API_ROOT: `http://127.0.0.1:${yield* freePort}`,
-        SHUTDOWN_TIMEOUT: "10m"
-      })
-      yield* service.line("Telegram cannot be reached yet")
+      const service = yield* start()
+      yield* service.line("BOT READY")
+      yield* hangHandler(service)
       yield* service.kill("SIGTERM")
+      yield* service.line("Shutting down bot resources")
       yield* service.kill("SIGTERM")
-      assert.include([0, 143], yield* service.exit)
+      assert.strictEqual(yield* service.exit, 143)
+      assert.deepStrictEqual(order(yield* service.lines, ["Instance lock released"]), [])
+    }))
+
+  it.live("cancels a handler that does not end, stops with 0, and runs its update again at the next start", () =>
+    Effect.gen(function*() {
+      const telegram = yield* start()
+      yield* telegram.line("BOT READY")
+      const env = { BOT_TOKEN: "7777777:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", TELEGRAM_API_ROOT: telegram.url }
+      const first = yield* start({ ...env, SHUTDOWN_TIMEOUT: "2s" })
+      yield* first.line("BOT READY")
+      yield* hangHandler({ ...first, url: telegram.url }, 7777777)
+      yield* first.kill("SIGTERM")
+      assert.strictEqual(yield* first.exit, 0)
+      assert.strictEqual((yield* first.line("Update handlers drained")).annotations["cancelled"], 1)
+      yield* json(`${telegram.url}/sandbox/faults`, { method: "DELETE" })
+      const second = yield* start(env, { directory: first.folder })
+      yield* second.line("Updates of the previous run")
+      const said = yield* answers(telegram.url, 9).pipe(
+        Effect.repeat({ schedule: Schedule.spaced("50 millis"), until: (said) => said.length > 0 }),
+        Effect.timeout("20 seconds")
+      )
+      assert.strictEqual(said.length, 1)
+      yield* second.kill("SIGTERM")
+      assert.strictEqual(yield* second.exit, 0)
     }))
 
   it.live("ends with 0 when the signal comes before anything is loaded", () =>
@@ -204,6 +251,62 @@ describe("bad input", () => {
       assert.strictEqual(yield* service.exit, 78)
       yield* service.line("STATE_DIR")
     }))
+
+  it.live("bad posts are reported once each, with what is wrong, and hold nothing up", () =>
+    Effect.gen(function*() {
+      const directory = yield* folder
+      mkdirSync(join(directory, "posts"))
+      const post = (name: string, text: string) => writeFileSync(join(directory, "posts", name), text)
+      post("cron.md", "---\ncron: \"61 * * * *\"\nchannel: \"@news\"\n---\nnever\n")
+      post("date.md", "---\nat: tomorrow\nchannel: \"@news\"\n---\nnever\n")
+      post("binary.md", "\u0000\u0001\u0002")
+      post("good.md", `---\nat: ${new Date().toISOString()}\nchannel: "@news"\n---\nFresh **news**\n`)
+      const service = yield* start({}, { directory })
+      yield* service.line("BOT READY")
+      const posted = Effect.map(json(`${service.url}/sandbox/calls?method=sendMessage`), JSON.stringify)
+      const calls = yield* posted.pipe(
+        Effect.repeat({ schedule: Schedule.spaced("100 millis"), until: (calls) => calls.includes("Fresh news") }),
+        Effect.timeout("25 seconds")
+      )
+      assert.strictEqual(calls.split("Fresh news").length, 2)
+      const log = (yield* service.lines).map((line) => JSON.stringify(line))
+      for (const file of ["cron.md", "date.md", "binary.md"]) {
+        assert.strictEqual(log.filter((line) => line.includes(file)).length, 1, `${file} in\n${log.join("\n")}`)
+      }
+      yield* service.kill("SIGTERM")
+      assert.strictEqual(yield* service.exit, 0)
+    }), 60_000)
+
+  it.live(
+    "binary and huge documents are left out by name, and the others are answered from",
+    () =>
+      Effect.gen(function*() {
+        const directory = yield* folder
+        mkdirSync(join(directory, "knowledge"))
+        const put = (name: string, text: string) => writeFileSync(join(directory, "knowledge", name), text)
+        put("binary.md", "\u0000\u0001".repeat(100))
+        put("huge.md", "heliotrope ".repeat(300_000))
+        put("opening.md", "# Opening hours\n\nThe observatory opens at nine in the evening.\n")
+        const service = yield* start({}, { directory })
+        yield* service.line("Knowledge indexed")
+        yield* json(`${service.url}/sandbox/messages`, {
+          body: { text: "When does the observatory open?", chat_id: 3 }
+        })
+        const [said = ""] = yield* answers(service.url, 3).pipe(
+          Effect.repeat({ schedule: Schedule.spaced("50 millis"), until: (said) => said.length > 0 }),
+          Effect.timeout("20 seconds")
+        )
+        assert.include(said, "nine in the evening")
+        assert.include(said, "opening.md, \"Opening hours\"")
+        const log = (yield* service.lines).map((line) => JSON.stringify(line))
+        for (const file of ["binary.md", "huge.md"]) {
+          assert.strictEqual(log.filter((line) => line.includes(file)).length, 1)
+        }
+        yield* service.kill("SIGTERM")
+        assert.strictEqual(yield* service.exit, 0)
+      }),
+    60_000
+  )
 
   it.live("an unknown flag ends with 64", () =>
     Effect.gen(function*() {

@@ -163,7 +163,9 @@ const unquote = (text: string): string | undefined => {
   return /^["']/.test(text) ? undefined : text.replace(/\s+#.*$/, "").trim()
 }
 
-const instantForm = /^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d))?\s?(Z|[+-](?:0\d|1[0-4]):?[0-5]\d)?$/i
+// Programs write fractions of a second; nobody posts by them, so they are cut off.
+const instantForm =
+  /^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d{1,9})?)?\s?(Z|[+-](?:0\d|1[0-4]):?[0-5]\d)?$/i
 
 /** Milliseconds since the epoch, or what is wrong with it. */
 const parseInstant = (text: string, timeZone: DateTime.TimeZone | undefined): number | string => {

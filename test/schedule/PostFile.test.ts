@@ -35,6 +35,11 @@ describe("PostFile", () => {
     assert.strictEqual(result.channel, -1001234567890)
   })
 
+  it("takes a date as programs write it, without its fraction", () => {
+    const { when } = post(file("at: 2026-12-01T09:00:00.123Z\nchannel: @news"))
+    assert.deepStrictEqual(when, { _tag: "At", at: Date.parse("2026-12-01T09:00:00Z") })
+  })
+
   it("reads a cron post without quotes around what YAML would refuse", () => {
     const { when } = post(file("cron: */5 9 * * 1-5\ntz: Europe/Berlin\nchannel: @news"))
     assert.isTrue(when._tag === "Cron" && when.schedule.next(now) === Date.parse("2026-05-01T07:00:00Z"))
