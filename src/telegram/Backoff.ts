@@ -38,25 +38,19 @@ export const conflictBackoff = (budget: ConflictBudget = {}): Schedule.Schedule<
   )
 }
 
-/** 1 s, doubled up to 60 s, spread by 20 %, without end. For a Telegram that does not answer. */
-export const networkBackoff: Schedule.Schedule<Duration.Duration, BotApiError> = Schedule.min([
-  Schedule.exponential("1 second", 2),
-  Schedule.spaced(networkDelayMax)
-]).pipe(
+const networkDelays = Schedule.min([Schedule.exponential("1 second", 2), Schedule.spaced(networkDelayMax)]).pipe(
   Schedule.jittered,
   capped(networkDelayMax),
-  Schedule.setInputType<BotApiError>(),
+  Schedule.setInputType<BotApiError>()
+)
+
+/** 1 s, doubled up to 60 s, spread by 20 %, without end. For a Telegram that does not answer. */
+export const networkBackoff: Schedule.Schedule<Duration.Duration, BotApiError> = networkDelays.pipe(
   Schedule.while(({ input }) => input.reason._tag === "Unreachable")
 )
 
 /** The network policy, and for a 429 the wait that Telegram asked for. Ends at once for what no retry helps. */
-export const connectBackoff: Schedule.Schedule<Duration.Duration, BotApiError> = Schedule.min([
-  Schedule.exponential("1 second", 2),
-  Schedule.spaced(networkDelayMax)
-]).pipe(
-  Schedule.jittered,
-  capped(networkDelayMax),
-  Schedule.setInputType<BotApiError>(),
+export const connectBackoff: Schedule.Schedule<Duration.Duration, BotApiError> = networkDelays.pipe(
   Schedule.modifyDelay(({ duration, input }) =>
     Effect.succeed(input.reason._tag === "RateLimited" ? input.retryAfter : duration)
   ),
