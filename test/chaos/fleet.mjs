@@ -141,7 +141,10 @@ export const startFleet = async (settings) => {
       calls.push(...found.filter((call) => call.id > last))
     }
     const sent = []
-    /** Numbered messages in 30 chats, one after the other, until it is told to stop. */
+    /**
+     * Numbered messages in 30 chats, one after the other, until it is told to stop. A pause of 60 ms stays below the pace
+     * at which Telegram lets a bot answer; more would still wait for its turn when the run is judged.
+     */
     const load = async (pause) => {
       while (!stopped.signal.aborted) {
         // A message that the sandbox did not take was not sent. Anything but a broken connection ends the run.

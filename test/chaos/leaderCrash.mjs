@@ -28,7 +28,7 @@ const deaths = []
 try {
   let leader = fleet.startBot()
   await leader.line("BOT READY")
-  const loading = fleet.load(15)
+  const loading = fleet.load(60)
   for (let round = 0; round < rounds; round++) {
     const next = fleet.startBot()
     await next.line("Standing by")

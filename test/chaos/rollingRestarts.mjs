@@ -24,7 +24,7 @@ const run = async (load) => {
     let leader = fleet.startBot()
     await leader.line("BOT READY")
     if (slow > 0) await fleet.ask("faults", { method: "sendMessage", kind: "slow", times: 10_000, delay_ms: slow })
-    const loading = load === "busy" ? fleet.load(15) : Promise.resolve()
+    const loading = load === "busy" ? fleet.load(60) : Promise.resolve()
     for (let round = 0; round < rounds; round++) {
       let next
       let asked
