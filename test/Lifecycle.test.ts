@@ -242,6 +242,21 @@ describe("bad input", () => {
       assert.notInclude(JSON.stringify(yield* service.lines) + (yield* service.stderr), "CANARY")
     }))
 
+  it.live("no debugging switch of Node or of a library prints the token", () =>
+    Effect.gen(function*() {
+      const service = yield* start({
+        BOT_TOKEN: canary,
+        TELEGRAM_API_ROOT: `http://127.0.0.1:${yield* freePort}`,
+        NODE_DEBUG: "http,https,net,tls",
+        DEBUG: "*",
+        LOG_LEVEL: "trace"
+      })
+      yield* service.line("Telegram cannot be reached yet")
+      yield* service.kill("SIGTERM")
+      assert.strictEqual(yield* service.exit, 0)
+      assert.notInclude(JSON.stringify(yield* service.lines) + (yield* service.stderr), "CANARY")
+    }))
+
   it.live("a state folder that is a file ends with 78", () =>
     Effect.gen(function*() {
       const first = yield* start({ LOG_LEVEL: "wrong" })

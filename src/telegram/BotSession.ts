@@ -5,7 +5,6 @@
  * the effect that handles it.
  */
 import { Cause, Clock, Context, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule, Schema } from "effect"
-import { Fetch } from "effect/http/FetchHttpClient"
 import { type Api, Bot, BotError, type Transformer } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
 // Effect has nothing that reaches code which is called through promises of a library. Fibers keep the async context.
@@ -17,7 +16,6 @@ import * as Metrics from "../operations/Metrics.ts"
 import { connectBackoff, inSeconds } from "./Backoff.ts"
 import { BotApiError, fromUnknown, redact, Unreachable } from "./BotApiError.ts"
 import * as BotFetch from "./BotFetch.ts"
-import * as KeepAliveFetch from "./KeepAliveFetch.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
 export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerFailed", {
@@ -90,7 +88,7 @@ const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
   const lock = yield* InstanceLock
   const client = {
     apiRoot: options.apiRoot ?? "https://api.telegram.org",
-    fetch: yield* Effect.provideService(BotFetch.fromContext, Fetch, yield* KeepAliveFetch.fromContext),
+    fetch: yield* BotFetch.fromContext,
     timeoutSeconds: timerMax,
     sensitiveLogs: false
   }
