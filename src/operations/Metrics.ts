@@ -1,6 +1,6 @@
 /**
- * Every metric of the service, in one place, so that a dashboard can be checked against it. Names follow the rules of
- * Prometheus: the prefix `tgbot_`, base units last, `_total` for what only grows. No label ever holds a chat, a user or
+ * What polling, handling, API calls and knowledge count; the scheduler and the outgoing limits keep theirs beside them
+ * (`schedule/ScheduleMetrics.ts`, `telegram/Outgoing/OutgoingMetrics.ts`). Names follow the rules of Prometheus: the prefix `tgbot_`, base units last, `_total` for what only grows. No label ever holds a chat, a user or
  * anything else without a bound.
  */
 import { Metric } from "effect"
@@ -37,23 +37,6 @@ export const apiRequestDuration = Metric.histogram("tgbot_api_request_duration_s
 })
 export const apiRetryAfter = counter("tgbot_api_retry_after_seconds_total", "Seconds that Telegram asked to wait.")
 
-export const buildInfo = Metric.gauge("tgbot_build_info", { description: "Always 1; the version is a label." })
-export const leader = Metric.gauge("tgbot_leader", { description: "1 while this instance holds the instance lock." })
-export const lockLeaseRemaining = Metric.gauge("tgbot_lock_lease_remaining_seconds", {
-  description: "How long the lease is still proven."
-})
-export const lockAcquisitions = counter("tgbot_lock_acquisitions_total", "Attempts to take the lock, by result.")
-
-export const jobRuns = counter("tgbot_job_runs_total", "Runs of scheduled jobs by job and outcome.")
-export const jobLateness = Metric.histogram("tgbot_job_lateness_seconds", {
-  description: "How long after its time a job started.",
-  boundaries: [0.01, 0.1, 1, 5, 30, 60, 300, 3600]
-})
-export const jobNextRun = Metric.gauge("tgbot_job_next_run_timestamp_seconds", {
-  description: "When a job fires next, in seconds since the epoch."
-})
-export const posts = counter("tgbot_posts_total", "Posts by source and outcome.")
-export const llmTokens = counter("tgbot_llm_tokens_total", "Tokens of the language model by kind.")
 export const ragDocuments = Metric.gauge("tgbot_rag_documents", { description: "Documents in the knowledge index." })
 
 /** The same metric with labels, made once per combination: making it again for every update costs more than updating it. */
