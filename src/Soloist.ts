@@ -83,10 +83,11 @@ export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateH
     Layer.provideMerge(UpdateDispatcher.layer({
       concurrency: settings.concurrency,
       handlerTimeout: settings.handlerTimeout,
+      handlerAttempts: settings.handlerAttempts,
       // The rest of the stop needs its share.
       drainTimeout: Duration.times(settings.shutdownTimeout, 5 / 8)
     })),
-    Layer.provideMerge(UpdateInbox.layer()),
+    Layer.provideMerge(UpdateInbox.layer({ commitInterval: settings.commitInterval })),
     Layer.provideMerge(handlers),
     Layer.provideMerge(ChatState.layer),
     Layer.provideMerge(Outgoing.layer()),

@@ -48,6 +48,8 @@ export interface Settings {
   readonly conflictRetries: number | "unlimited"
   readonly concurrency: number
   readonly handlerTimeout: Duration.Duration
+  readonly handlerAttempts: number
+  readonly commitInterval: Duration.Duration
   readonly shutdownTimeout: Duration.Duration
   /** Unset: `knowledge/` in the working folder, or the service's own README where there is none. */
   readonly knowledgeDir: string | undefined
@@ -195,6 +197,24 @@ const definitions = {
     about: "How long one handler may run before it is reported and cancelled.",
     fallback: Duration.seconds(90),
     parse: duration(Duration.seconds(1), Duration.days(1))
+  }),
+  handlerAttempts: setting({
+    variable: "HANDLER_ATTEMPTS",
+    expected: "a whole number from 1 to 100",
+    shown: "3",
+    about: "How often the handler of one update may fail before the update is set aside.",
+    fallback: 3,
+    parse: whole(1, 100)
+  }),
+  // The largest one bounds what a crash repeats: nobody may turn "at least once" into "everything twice" by a typo.
+  commitInterval: setting({
+    variable: "COMMIT_INTERVAL",
+    expected: "a duration from 0 to 1 second, such as 10ms",
+    shown: "10ms",
+    about: "Handled updates leave the inbox together, at most this long after their handler ended. What ended within " +
+      "it before a crash runs again; a longer one writes to the disk less often and repeats more.",
+    fallback: Duration.millis(10),
+    parse: duration(Duration.zero, Duration.seconds(1))
   }),
   shutdownTimeout: setting({
     variable: "SHUTDOWN_TIMEOUT",
@@ -388,6 +408,8 @@ export const load: Effect.Effect<
     conflictRetries: yield* get(definitions.conflictRetries),
     concurrency: yield* get(definitions.concurrency),
     handlerTimeout: yield* get(definitions.handlerTimeout),
+    handlerAttempts: yield* get(definitions.handlerAttempts),
+    commitInterval: yield* get(definitions.commitInterval),
     shutdownTimeout: yield* get(definitions.shutdownTimeout),
     knowledgeDir: yield* get(definitions.knowledgeDir),
     postsDir: yield* get(definitions.postsDir),

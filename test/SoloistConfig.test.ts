@@ -30,6 +30,8 @@ describe("SoloistConfig", () => {
       assert.strictEqual(settings.lock, "file")
       assert.strictEqual(settings.lockMode, "exit")
       assert.deepStrictEqual(settings.shutdownTimeout, Duration.seconds(8))
+      assert.strictEqual(settings.handlerAttempts, 3)
+      assert.deepStrictEqual(settings.commitInterval, Duration.millis(10))
     }))
 
   it.effect("takes a variable that is set to nothing as not set", () =>
@@ -47,6 +49,8 @@ describe("SoloistConfig", () => {
         CONFLICT_RETRIES: "unlimited",
         SHUTDOWN_TIMEOUT: "2.5s",
         HANDLER_TIMEOUT: "2 minutes",
+        HANDLER_ATTEMPTS: "1",
+        COMMIT_INTERVAL: "0ms",
         LOG_LEVEL: "WARN",
         ADMIN_IDS: "11, 22",
         TMPDIR: "/var/tmp/",
@@ -57,6 +61,8 @@ describe("SoloistConfig", () => {
       assert.strictEqual(settings.conflictRetries, "unlimited")
       assert.deepStrictEqual(settings.shutdownTimeout, Duration.millis(2500))
       assert.deepStrictEqual(settings.handlerTimeout, Duration.minutes(2))
+      assert.strictEqual(settings.handlerAttempts, 1)
+      assert.deepStrictEqual(settings.commitInterval, Duration.zero)
       assert.strictEqual(settings.logLevel, "Warn")
       assert.deepStrictEqual(settings.adminIds, [11, 22])
       assert.strictEqual(settings.lockFile, "/var/tmp/telegram_bot.lock")
@@ -69,6 +75,8 @@ describe("SoloistConfig", () => {
         SANDBOX_PORT: "80a",
         CONCURRENCY: "0",
         HANDLER_TIMEOUT: "soon",
+        HANDLER_ATTEMPTS: "0",
+        COMMIT_INTERVAL: "2s",
         SHUTDOWN_TIMEOUT: "8",
         TELEGRAM_API_ROOT: "telegram",
         LOG_LEVEL: "loud",
@@ -90,6 +98,8 @@ describe("SoloistConfig", () => {
         "SANDBOX_PORT is \"80a\"",
         "CONCURRENCY is \"0\"",
         "HANDLER_TIMEOUT is \"soon\"",
+        "HANDLER_ATTEMPTS is \"0\"",
+        "COMMIT_INTERVAL is \"2s\"",
         "SHUTDOWN_TIMEOUT is \"8\"",
         "TELEGRAM_API_ROOT is \"telegram\"",
         "LOG_LEVEL is \"loud\"",
