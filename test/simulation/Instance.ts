@@ -91,8 +91,6 @@ export class Instance implements Gate {
       this.held.push(run)
       return
     }
-    // Whatever runs may set promises of a library in motion, and time must not move before they are still.
-    if (this.slot >= 0) this.world.stir()
     run()
   }
 

@@ -244,7 +244,6 @@ class Simulation {
     const stop = () => Deferred.doneUnsafe(stopAsked, Exit.void)
     place.instances.push({ instance, links, stop })
     this.world.log(instance.name, "starts")
-    this.world.stir()
     running.run(instance, () =>
       start(
         {

@@ -8,6 +8,7 @@
  * - every line of the log goes into one hash, so that two runs can be compared.
  */
 import { createHash, type Hash } from "node:crypto"
+import { promiseHooks } from "node:v8"
 import type { Stream } from "./Streams.ts"
 
 /** Decides what becomes of something that reaches a process: it runs, waits, or is dropped. */
@@ -25,6 +26,8 @@ interface Event {
 export const beginning = Date.UTC(2025, 11, 31)
 /** Lines that are shown when an invariant breaks. */
 const linesShown = 40
+/** Characters of the log that go into the hash together. */
+const digestedAtOnce = 65_536
 /** Steps without any time passing that no honest program makes. */
 const livelockSteps = 200_000
 
@@ -32,6 +35,8 @@ export class World {
   now = beginning
   events = 0
   steps = 0
+  /** Told of each event before it happens, by its number. */
+  onEvent: ((event: number) => void) | undefined
   private readonly heap: Array<Event> = []
   private order = 0
   private readonly ready: Array<{ readonly gate: Gate; readonly task: () => void }> = []
@@ -39,7 +44,8 @@ export class World {
   private readonly digest: Hash = createHash("sha256")
   private readonly recent: Array<string> = []
   private readonly keepAll: Array<string> | undefined
-  private isStirred = true
+  private pending = ""
+  private stepsAtOnce = 0
   private isStopped = false
 
   constructor(options: { readonly scheduling: Stream; readonly keepsLines: boolean }) {
@@ -69,11 +75,6 @@ export class World {
     this.ready.push({ gate, task })
   }
 
-  /** Promises may be moving: time waits until they are still. */
-  stir(): void {
-    this.isStirred = true
-  }
-
   /** Ends the run after the event that is running now. */
   stop(): void {
     this.isStopped = true
@@ -81,7 +82,8 @@ export class World {
 
   log(who: string, text: string): void {
     const line = `${(this.elapsed / 1000).toFixed(3).padStart(10)} ${who.padEnd(12)} ${text}`
-    this.digest.update(line).update("\n")
+    this.pending += `${line}\n`
+    if (this.pending.length > digestedAtOnce) this.digestPending()
     this.keepAll?.push(line)
     this.recent.push(line)
     if (this.recent.length > 2 * linesShown) this.recent.splice(0, linesShown)
@@ -96,41 +98,67 @@ export class World {
   }
 
   hash(): string {
+    this.digestPending()
     return this.digest.copy().digest("hex")
+  }
+
+  private digestPending(): void {
+    this.digest.update(this.pending)
+    this.pending = ""
   }
 
   /** Lives until `time`, or until somebody stops it. */
   async run(time: number): Promise<void> {
+    const stopWatching = watchPromises()
     while (!this.isStopped) {
-      await this.settle()
+      this.runReady()
+      // Reactions of promises may make more ready, and those again: time waits until all of it is still.
+      if (promises.areMoving) {
+        await still()
+        promises.areMoving = false
+        continue
+      }
       const next = this.heap[0]
-      if (next === undefined || next.at > time || this.isStopped) break
+      if (next === undefined || next.at > time) break
       pop(this.heap)
       if (next.run === undefined) continue
       this.now = next.at
+      this.onEvent?.(this.events)
       this.events++
+      this.stepsAtOnce = 0
       next.run()
     }
+    stopWatching()
     if (!this.isStopped) this.now = Math.max(this.now, time)
   }
 
-  private async settle(): Promise<void> {
-    let steps = 0
-    while (!this.isStopped) {
-      while (this.ready.length > 0 && !this.isStopped) {
-        const index = Math.floor(this.scheduling() * this.ready.length)
-        const chosen = this.ready[index]
-        const last = this.ready.pop()
-        if (chosen === undefined || last === undefined) break
-        if (index < this.ready.length) this.ready[index] = last
-        this.steps++
-        if (++steps > livelockSteps) throw new Error("the world does not come to rest")
-        chosen.gate.deliver(chosen.task)
-      }
-      if (!this.isStirred) return
-      this.isStirred = false
-      await still()
+  private runReady(): void {
+    const { ready } = this
+    while (ready.length > 0 && !this.isStopped) {
+      const index = Math.floor(this.scheduling() * ready.length)
+      const chosen = ready[index]
+      const last = ready.pop()
+      if (chosen === undefined || last === undefined) return
+      if (index < ready.length) ready[index] = last
+      this.steps++
+      if (++this.stepsAtOnce > livelockSteps) throw new Error("the world does not come to rest")
+      chosen.gate.deliver(chosen.task)
     }
+  }
+}
+
+// Whatever a reaction of a promise can come from: a promise was made, or settled. Most events do neither, and then
+// there is nothing to wait for.
+const promises = { areMoving: true }
+
+const watchPromises = (): () => void => {
+  const move = () => {
+    promises.areMoving = true
+  }
+  const stops = [promiseHooks.onInit(move), promiseHooks.onSettled(move)]
+  return () => {
+    // Node types what these give as a function without a result.
+    for (const stop of stops) stop()
   }
 }
 
