@@ -51,6 +51,7 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
   return {
     log,
     logs,
+    lock,
     dispatcher,
     inbox,
     sql: Context.get(context, SqlClient.SqlClient),
@@ -176,9 +177,13 @@ describe("DeadLetters", () => {
       const third = yield* open(afterSecond, () => Effect.void)
       yield* third.dispatcher.resume
       yield* settle
-      yield* TestClock.adjust("1 second")
+      yield* TestClock.adjust("4999 millis")
+      // Others go on at once. Its own chat waits until the process has lived without it.
+      assert.deepStrictEqual(third.log, [5])
+      assert.strictEqual(yield* third.letters.count, 0)
+      yield* TestClock.adjust("1 millis")
       yield* settle
-      assert.sameMembers(third.log, [4, 5])
+      assert.deepStrictEqual(third.log, [5, 4])
       const [letter, ...others] = yield* third.letters.list()
       assert.strictEqual(letter?.update.update_id, 3)
       assert.strictEqual(letter?.reason, "crashed")
@@ -203,21 +208,124 @@ describe("DeadLetters", () => {
       const third = yield* open(yield* killed(yield* databaseOf(second)), hangs(2))
       yield* third.dispatcher.resume
       yield* settle
-      yield* TestClock.adjust("30 seconds")
+      yield* TestClock.adjust("4 seconds")
       yield* settle
       assert.deepStrictEqual(third.log, [1, 2])
       const fourth = yield* open(yield* killed(yield* databaseOf(third)), () => Effect.void)
       yield* fourth.dispatcher.resume
       yield* settle
-      assert.deepStrictEqual((yield* fourth.letters.list()).map(({ update }) => update.update_id), [2])
       assert.deepStrictEqual(fourth.log, [3])
-      yield* TestClock.adjust("30 seconds")
+      yield* TestClock.adjust("5 seconds")
       yield* settle
+      assert.deepStrictEqual((yield* fourth.letters.list()).map(({ update }) => update.update_id), [2])
+      // The trial is over, and 2 is as slow as it likes.
       assert.deepStrictEqual(third.log, [1, 2, 3])
       yield* closing(fourth.close)
       yield* closing(first.close)
       yield* closing(second.close)
       yield* closing(third.close)
+    }).pipe(Effect.scoped, Effect.provide(platform)))
+
+  it.effect("does not set aside what is slow and was under way when the process ended, but for the fourth time", () =>
+    Effect.gen(function*() {
+      let directory = yield* folder
+      const first = yield* open(directory, hangs(1))
+      yield* first.receive(textUpdate(1, 1), textUpdate(2, 1), textUpdate(3, 3))
+      directory = yield* killed(directory)
+      yield* closing(first.close)
+      for (let end = 2; end <= 4; end++) {
+        const next = yield* open(directory, hangs(1))
+        yield* next.dispatcher.resume
+        yield* settle
+        yield* TestClock.adjust("5 seconds")
+        yield* settle
+        yield* TestClock.adjust("1 second")
+        assert.deepStrictEqual(next.log, end === 2 ? [1, 3] : [1], `before end ${end}`)
+        assert.strictEqual(yield* next.letters.count, 0)
+        directory = yield* killed(yield* databaseOf(next))
+        yield* closing(next.close)
+      }
+      const last = yield* open(directory, hangs(1))
+      yield* last.dispatcher.resume
+      yield* settle
+      yield* TestClock.adjust("5 seconds")
+      yield* settle
+      assert.deepStrictEqual((yield* last.letters.list()).map(({ reason, update }) => [update.update_id, reason]), [
+        [1, "crashed"]
+      ])
+      assert.deepStrictEqual(last.log, [2])
+      yield* closing(last.close)
+    }).pipe(Effect.scoped, Effect.provide(platform)))
+
+  it.effect("sets nothing aside when the process ends without it too, and tries it again", () =>
+    Effect.gen(function*() {
+      const directory = yield* folder
+      const first = yield* open(directory, hangs(1))
+      yield* first.receive(textUpdate(1))
+      const second = yield* open(yield* killed(directory), hangs(1))
+      yield* second.dispatcher.resume
+      yield* settle
+      yield* TestClock.adjust("3 seconds")
+      const third = yield* open(yield* killed(yield* databaseOf(second)), () => Effect.void)
+      yield* third.dispatcher.resume.pipe(Effect.provide(third.logs.layer))
+      yield* settle
+      yield* TestClock.adjust("3 seconds")
+      assert.deepStrictEqual(third.log, [])
+      assert.isTrue(third.logs.lines.some(({ message }) => message.startsWith("An update may have ended the process")))
+      const fourth = yield* open(yield* killed(yield* databaseOf(third)), () => Effect.void)
+      yield* fourth.dispatcher.resume
+      yield* settle
+      assert.deepStrictEqual(fourth.log, [1])
+      yield* TestClock.adjust("10 seconds")
+      assert.deepStrictEqual(yield* fourth.letters.list(), [])
+      assert.deepStrictEqual(yield* fourth.inbox.unfinished(all), [])
+      for (const run of [fourth, third, second, first]) yield* closing(run.close)
+    }).pipe(Effect.scoped, Effect.provide(platform)))
+
+  it.effect("takes a newer update that ends the process for the one, and not the slow one that was under way too", () =>
+    Effect.gen(function*() {
+      const directory = yield* folder
+      const runs = [yield* open(directory, hangs(1))]
+      const next = Effect.fnUntraced(function*(handle: (update: Update) => Effect.Effect<void, Error>) {
+        const run = yield* open(yield* killed(yield* databaseOf(runs.at(-1)!)), handle)
+        runs.push(run)
+        yield* run.dispatcher.resume
+        yield* settle
+        return run
+      })
+      yield* runs[0]!.receive(textUpdate(1, 1))
+      const second = yield* next(hangs(1, 2))
+      yield* second.receive(textUpdate(2, 2)) // it ends the process at once
+      yield* settle
+      const third = yield* next(hangs(1, 2))
+      assert.deepStrictEqual(third.log, [2]) // once more
+      const fourth = yield* next(() => Effect.void)
+      yield* TestClock.adjust("5 seconds")
+      yield* settle
+      assert.deepStrictEqual(fourth.log, [1])
+      assert.deepStrictEqual((yield* fourth.letters.list()).map(({ update }) => update.update_id), [2])
+      for (const run of runs) yield* closing(run.close)
+    }).pipe(Effect.scoped, Effect.provide(platform)))
+
+  it.effect("suspects nothing after a run that lost its lease and closed before a newer one began", () =>
+    Effect.gen(function*() {
+      const directory = yield* folder
+      const first = yield* open(directory, hangs(1))
+      yield* first.receive(textUpdate(1))
+      const second = yield* open(yield* killed(directory), hangs(1))
+      yield* second.dispatcher.resume
+      yield* settle
+      assert.deepStrictEqual((yield* second.inbox.leftovers(all)).map(({ crashes }) => crashes), [1])
+      const database = yield* databaseOf(second)
+      yield* second.lock.lose
+      yield* closing(second.close)
+      const third = yield* open(database, hangs(1))
+      yield* third.dispatcher.resume
+      yield* settle
+      assert.deepStrictEqual(third.log, [1])
+      assert.deepStrictEqual((yield* third.inbox.leftovers(all)).map(({ crashes }) => crashes), [0])
+      yield* closing(third.close)
+      yield* closing(first.close)
     }).pipe(Effect.scoped, Effect.provide(platform)))
 
   it.effect("suspects nothing after a run that closed, however often", () =>

@@ -1,39 +1,59 @@
 /**
  * Brings what a previous run has left into the lanes, page by page, while new updates come in. The invariants: the
  * updates of a chat keep their order, so what is new waits behind what is left of its chat, and of no other; at most two
- * pages are in memory; and an update that ends the process is found without a write for those that do not.
+ * pages are in memory, and a third while one update is held back; and an update that ends the process is found without a write for those that do not.
  *
- * After a run that did not close, only the first update that is left of a chat can have been under way. Those are begun
- * one after the other, each marked before it begins, so that a second crash leaves the mark where it happened. One that
- * is marked alone is set aside then. When several are, each runs to its end alone: the next crash names the one.
+ * After a run that did not close, only the first update that is left of a chat can have been under way. Those are the
+ * suspects. They are begun one after the other, and each is on trial for its first seconds: marked before it begins, and
+ * marked again when the process has lived on with it, so that an odd number of marks says that the process ended during
+ * the trial. What the next run makes of it:
+ *
+ * - One was on trial. It was under way when the process ended twice, and the second time hardly anything else was. It is
+ *   held back while all others go on, and set aside when the process has lived without it. Should that end too, it was
+ *   something else, and the update is a suspect like any other.
+ * - Several were on trial. Each gets a trial alone: the next crash names the one.
+ * - None was. Then the process ended for another reason, such as a lease that was lost or a kill from outside, and an
+ *   update is not set aside for being slow. Only what was under way at the end of four such runs is.
  */
-import { Deferred, Effect, Latch, Queue } from "effect"
+import { Deferred, Duration, Effect, Fiber, Latch, Option, Queue } from "effect"
 import type { Update } from "grammy/types"
+import type { LeaseLost } from "../../lock/LockStore.ts"
 import { laneOf } from "../Lane.ts"
 import type { Backlog, InboxError, Leftover, UpdateInbox } from "../UpdateInbox.ts"
 
 /** An update that may have ended the process, when its turn has come. */
 export interface Suspect {
   readonly update: Update
-  /** It was begun again before and the process ended once more. */
+  /** The process ended while it was on trial with others, so nothing else may be on trial with it. */
   readonly isMarked: boolean
   readonly ended: Deferred.Deferred<void>
 }
 
 /** What to do with what is found. */
 export interface Sink {
-  /** Has its turn after what was taken before it. `crashes` is undefined unless it may have ended the process. */
+  /**
+   * Has its turn after what was taken before it. `crashes` is undefined unless it may have ended the process, and more
+   * than 0 if its trial is to be alone.
+   */
   readonly take: (update: Update, found: { readonly attempts: number; readonly crashes: number | undefined }) => void
   /** New, and nothing is left before it. */
   readonly takeNew: (update: Update) => void
   readonly setAside: (leftover: Leftover, update: Update) => Effect.Effect<void>
 }
 
-/** An update that was begun as a suspect is given this long to end the process before the next one begins. */
-export const suspicion = 100
+/** While nothing says which one it is, the next suspect begins this long after the one before. */
+export const suspicion = Duration.millis(100)
 
-/** Crashes after which an update is set aside in any case. The first one, before it was marked, is not counted. */
-const crashesMax = 2
+/**
+ * How long a suspect is on trial, and how long the process has to live without one before that is set aside. What kills a
+ * process does so at once, or keeps it so busy that the second mark is never made.
+ */
+export const trial = Duration.seconds(5)
+
+/** Two for each run that ended after its trial, from the second one on. */
+const marksMax = 6
+
+const isOnTrial = ({ crashes }: Leftover): boolean => crashes % 2 === 1
 
 export const make = Effect.fnUntraced(function*(options: {
   readonly inbox: UpdateInbox["Service"]
@@ -55,25 +75,79 @@ export const make = Effect.fnUntraced(function*(options: {
     for (const update of waiting ?? []) sink.takeNew(update)
   }
 
-  const takeRow = Effect.fnUntraced(function*(row: Leftover, { hadCrashed, suspects }: Backlog) {
-    const count = left.get(row.lane)
+  /** One of this lane has been taken or set aside. */
+  const leaveBehind = (lane: string) => {
+    const count = left.get(lane)
+    if (count === undefined) return
+    if (count === 1) release(lane)
+    else left.set(lane, count - 1)
+  }
+
+  /** Which ones ended the process, by lane, and which ones may have. None of them is on trial after this. */
+  const judge = Effect.fnUntraced(function*({ hadCrashed, suspects }: Backlog) {
+    const marked: Array<Leftover> = []
+    const expected = hadCrashed ? suspects : 0
+    let after: number | undefined
+    while (marked.length < expected) {
+      const rows = yield* inbox.leftovers({ after, limit: pageSize })
+      if (rows.length === 0) break
+      for (const row of rows) if (row.crashes > 0) marked.push(row)
+      after = rows.at(-1)?.updateId
+    }
+    const onTrial = marked.filter(isOnTrial)
+    for (const { updateId } of onTrial) yield* inbox.suspect(updateId)
+    const named = marked.filter((row) => row.crashes >= marksMax || (onTrial.length === 1 && isOnTrial(row)))
+    return {
+      guilty: new Map(named.map((row) => [row.lane, row])),
+      toTryAlone: new Set(onTrial.map(({ updateId }) => updateId))
+    }
+  })
+
+  const takeRow = (row: Leftover, hadCrashed: boolean, toTryAlone: ReadonlySet<number>) => {
     // Stored since, and taken already or parked.
-    if (count === undefined || parked.get(row.lane)?.some(({ update_id }) => update_id === row.updateId) === true) {
+    if (!left.has(row.lane) || parked.get(row.lane)?.some(({ update_id }) => update_id === row.updateId) === true) {
       return
     }
     if (row.update !== undefined) {
-      const isFirst = !begunLanes.has(row.lane)
+      const isSuspect = hadCrashed && !begunLanes.has(row.lane)
       begunLanes.add(row.lane)
-      const isSuspect = hadCrashed && isFirst
-      if (isSuspect && (row.crashes >= crashesMax || (row.crashes > 0 && suspects === 1))) {
-        yield* sink.setAside(row, row.update)
-      } else {
-        held++
-        sink.take(row.update, { attempts: row.attempts, crashes: isSuspect ? row.crashes : undefined })
-      }
+      held++
+      const marks = toTryAlone.has(row.updateId) ? 1 : 0
+      sink.take(row.update, { attempts: row.attempts, crashes: isSuspect ? marks : undefined })
     }
-    if (count === 1) release(row.lane)
-    else left.set(row.lane, count - 1)
+    leaveBehind(row.lane)
+  }
+
+  /** Takes what is left of the lanes that `isMeant` says. */
+  const takeAll = Effect.fnUntraced(function*(
+    isMeant: (lane: string) => boolean,
+    take: (row: Leftover) => void
+  ) {
+    let after: number | undefined
+    while (left.size > 0) {
+      yield* room.await
+      // Handlers that end at once would keep the event loop from ever asking the network.
+      yield* Effect.yieldNow
+      const rows = yield* inbox.leftovers({ after, limit: pageSize })
+      if (rows.length === 0) break
+      for (const row of rows) if (isMeant(row.lane)) take(row)
+      after = rows.at(-1)?.updateId
+      if (held >= pageSize) room.closeUnsafe()
+    }
+  })
+
+  /** Sets them aside, unless the process ends without them too. Their lanes wait. */
+  const setAside = Effect.fnUntraced(function*(guilty: ReadonlyMap<string, Leftover>) {
+    yield* Effect.logWarning("An update may have ended the process; it is set aside if the process lives without it")
+      .pipe(Effect.annotateLogs({ update_ids: [...guilty.values()].map(({ updateId }) => updateId) }))
+    yield* Effect.sleep(trial)
+    for (const [lane, row] of guilty) {
+      if (row.update === undefined) continue
+      yield* sink.setAside(row, row.update)
+      // What was behind it was not under way.
+      begunLanes.add(lane)
+      leaveBehind(lane)
+    }
   })
 
   return {
@@ -84,19 +158,13 @@ export const make = Effect.fnUntraced(function*(options: {
     }),
 
     /** Takes all of it. Ends when nothing is left. */
-    feed: (backlog: Backlog): Effect.Effect<void, InboxError> =>
+    feed: (backlog: Backlog): Effect.Effect<void, InboxError | LeaseLost> =>
       Effect.gen(function*() {
-        let after: number | undefined
-        while (left.size > 0) {
-          yield* room.await
-          // Handlers that end at once would keep the event loop from ever asking the network.
-          yield* Effect.yieldNow
-          const rows = yield* inbox.leftovers({ after, limit: pageSize })
-          if (rows.length === 0) break
-          for (const row of rows) yield* takeRow(row, backlog)
-          after = rows.at(-1)?.updateId
-          if (held >= pageSize) room.closeUnsafe()
-        }
+        const { guilty, toTryAlone } = yield* judge(backlog)
+        const take = (row: Leftover) => takeRow(row, backlog.hadCrashed, toTryAlone)
+        const others = takeAll((lane) => !guilty.has(lane), take)
+        const behindGuilty = Effect.andThen(setAside(guilty), takeAll((lane) => guilty.has(lane), take))
+        yield* guilty.size === 0 ? others : Effect.all([others, behindGuilty], { concurrency: 2, discard: true })
         begunLanes.clear()
         for (const lane of left.keys()) release(lane)
       }),
@@ -127,20 +195,30 @@ export const make = Effect.fnUntraced(function*(options: {
   }
 })
 
-/** Begins suspects one after the other, for ever. */
-export const beginSuspects = <S extends Suspect>(options: {
+/** Begins suspects one after the other, for ever. Fails when a mark cannot be written. */
+export const beginSuspects = <S extends Suspect>({ begin, inbox, suspects }: {
   readonly suspects: Queue.Dequeue<S>
   readonly inbox: UpdateInbox["Service"]
   readonly begin: (suspect: S) => void
-}) =>
-  Queue.take(options.suspects).pipe(
-    Effect.flatMap((suspect) =>
-      Effect.gen(function*() {
-        yield* options.inbox.suspect(suspect.update.update_id)
-        options.begin(suspect)
-        const ended = Deferred.await(suspect.ended)
-        yield* suspect.isMarked ? ended : Effect.timeoutOption(ended, suspicion)
-      })
-    ),
-    Effect.forever
-  )
+}): Effect.Effect<never, InboxError | LeaseLost> =>
+  Effect.gen(function*() {
+    const broken = yield* Deferred.make<never, InboxError | LeaseLost>()
+    const endTrial = ({ ended, update }: S) =>
+      Deferred.await(ended).pipe(
+        Effect.timeoutOption(trial),
+        Effect.flatMap((inTime) => Option.isSome(inTime) ? Effect.void : inbox.suspect(update.update_id)),
+        Effect.catch((error) => Deferred.fail(broken, error))
+      )
+    const trials = new Set<Fiber.Fiber<unknown>>()
+    const tryNext = Effect.gen(function*() {
+      const suspect = yield* Queue.take(suspects)
+      if (suspect.isMarked) yield* Fiber.awaitAll(trials)
+      yield* inbox.suspect(suspect.update.update_id)
+      begin(suspect)
+      const onTrial = yield* Effect.forkChild(endTrial(suspect), { startImmediately: true })
+      trials.add(onTrial)
+      onTrial.addObserver(() => void trials.delete(onTrial))
+      yield* suspect.isMarked ? Fiber.await(onTrial) : Effect.timeoutOption(Deferred.await(suspect.ended), suspicion)
+    })
+    return yield* Effect.raceFirst(Effect.forever(tryNext), Deferred.await(broken))
+  })
