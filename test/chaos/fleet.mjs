@@ -5,17 +5,16 @@
  */
 import { spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
-import { mkdtempSync, rmSync } from "node:fs"
-import { createServer } from "node:net"
+import { once } from "node:events"
+import { mkdtempSync, realpathSync, rmSync } from "node:fs"
 import { cpus, tmpdir } from "node:os"
-import { join } from "node:path"
+import { join, resolve } from "node:path"
 import { createInterface } from "node:readline"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
+import { freePort } from "./servers.mjs"
 
 export { sleep }
-
-const main = fileURLToPath(new URL("../../dist/main.js", import.meta.url))
 
 /** `--name value` from the command line. */
 export const option = (name, fallback) => {
@@ -23,24 +22,20 @@ export const option = (name, fallback) => {
   return at < 0 ? fallback : process.argv[at + 1]
 }
 
-/** Which lock the fleet shares, as settings of its processes. Servers are not started here. */
-export const lockSettings = (kind) => {
-  const needs = { redis: "REDIS_URL", postgres: "DATABASE_URL" }[kind]
-  if (kind !== "file" && needs === undefined) throw new Error(`--lock is file, redis or postgres, not ${kind}`)
-  if (needs !== undefined && process.env[needs] === undefined) throw new Error(`--lock ${kind} needs ${needs}`)
-  return kind === "file" ? {} : { LOCK: kind, [needs]: process.env[needs] }
-}
+/** Whether `url` is the script that was started. */
+export const isScript = (url) => process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(url)
 
-const freePort = () =>
-  new Promise((resolve) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address()
-      server.close(() => resolve(port))
-    })
-  })
+/** The build that runs: `dist` at the top, or the folder of `--dist`. */
+const main = resolve(option("dist", fileURLToPath(new URL("../../dist", import.meta.url))), "main.js")
+
+/**
+ * By how much a slower machine may be slower. It stretches waits and limits of time, and nothing else: what must never
+ * happen must not happen on a slow machine either.
+ */
+export const patience = Number(option("patience", "1"))
 
 export const until = async (what, seconds, probe) => {
-  const deadline = Date.now() + seconds * 1000
+  const deadline = Date.now() + seconds * 1000 * patience
   for (;;) {
     const found = await probe()
     if (found !== undefined && found !== false) return found
@@ -56,23 +51,27 @@ export const startFleet = async (settings) => {
   process.once("exit", () => {
     for (const started of processes) started.kill("SIGKILL")
   })
-  const launch = (env) => {
+  const launch = (env, { onLine = () => {}, prefix = [] } = {}) => {
     const lines = []
-    const child = spawn(process.execPath, [main], {
+    const [command, ...args] = [...prefix, process.execPath, main]
+    const child = spawn(command, args, {
       cwd: folder,
       env: { PATH: process.env.PATH, HOME: folder, LOG_FORMAT: "json", ...env },
       stdio: ["ignore", "pipe", "inherit"]
     })
     const exited = new Promise((resolve) => child.on("exit", (code, signal) => resolve(code ?? signal)))
-    createInterface({ input: child.stdout }).on("line", (text) => {
-      const { message, timestamp } = JSON.parse(text)
-      lines.push({ at: Date.parse(timestamp), message: String(message) })
+    const output = createInterface({ input: child.stdout }).on("line", (text) => {
+      const line = parse(text)
+      lines.push(line)
+      onLine(line)
     })
     const find = (text) => lines.find(({ message }) => message.includes(text))
     const started = {
       pid: child.pid,
       lines,
       exited,
+      /** The same, after the last line was read. */
+      closed: Promise.all([exited, once(output, "close")]).then(([code]) => code),
       /** When the process said so by its own clock; undefined when it has not. */
       at: (text) => find(text)?.at,
       line: (text, seconds = 30) =>
@@ -103,10 +102,10 @@ export const startFleet = async (settings) => {
       LOCK_FILE: join(folder, "sandbox.lock")
     })
     await sandbox.line("BOT READY")
-    const ask = async (path, body) => {
+    const ask = async (path, body, method = "GET") => {
       const response = await fetch(
         `${url}/sandbox/${path}`,
-        body === undefined ? {} : {
+        body === undefined ? { method } : {
           method: "POST",
           headers: { "content-type": "application/json" },
           body: JSON.stringify(body)
@@ -120,7 +119,7 @@ export const startFleet = async (settings) => {
 
     // An id of its own, so that runs that share a Redis or a Postgres do not share the lock.
     const id = 1_000_000_000 + randomBytes(4).readUInt32BE() % 1_000_000_000
-    const startBot = (env = {}) =>
+    const startBot = (env = {}, options = {}) =>
       launch({
         BOT_TOKEN: `${id}:${"A".repeat(35)}`,
         TELEGRAM_API_ROOT: url,
@@ -129,7 +128,7 @@ export const startFleet = async (settings) => {
         LOCK_MODE: "standby",
         ...settings,
         ...env
-      })
+      }, options)
 
     // The sandbox keeps the newest calls only, so they are fetched all the time.
     const calls = []
@@ -158,30 +157,34 @@ export const startFleet = async (settings) => {
     const write = async () => {
       const number = sent.length
       const at = Date.now()
-      const { chat_id, message_id } = await ask("messages", {
+      const { chat_id, message_id, update_ids } = await ask("messages", {
         text: `number ${number}`,
         chat_id: 1 + number % 30,
         bot: id
       })
-      sent.push({ at, key: `${chat_id}:${message_id}` })
+      sent.push({ at, number, chat: chat_id, updateId: update_ids[0], key: `${chat_id}:${message_id}` })
     }
-    /** For every message: when its answers were sent. */
+    /** For every message: when its answers were sent, and by which calls. */
     const answers = () => {
-      const byMessage = new Map(sent.map(({ at, key }) => [key, { at, times: [] }]))
-      for (const { at, bot, duration_ms, method, ok, params } of calls) {
+      const byMessage = new Map(sent.map((message) => [message.key, { ...message, times: [], calls: [] }]))
+      for (const call of calls) {
+        const { at, bot, duration_ms, method, ok, params } = call
         if (bot !== id || method !== "sendMessage" || !ok) continue
         const reply = typeof params.reply_parameters === "string"
           ? JSON.parse(params.reply_parameters)
           : params.reply_parameters
-        byMessage.get(`${params.chat_id}:${reply?.message_id}`)?.times.push(at + duration_ms)
+        const message = byMessage.get(`${params.chat_id}:${reply?.message_id}`)
+        message?.times.push(at + duration_ms)
+        message?.calls.push(call)
       }
       return [...byMessage.values()]
     }
-    const settle = async () => {
+    /** Waits for the answers to all messages, those of `isDone` aside. */
+    const settle = async (seconds = 60, isDone = () => false) => {
       stopped.abort()
-      await until("an answer to every message", 60, async () => {
+      await until("an answer to every message", seconds, async () => {
         await collect()
-        return answers().every(({ times }) => times.length > 0)
+        return answers().every((message) => message.times.length > 0 || isDone(message))
       }).catch(() => undefined)
       // What is answered twice may be answered late.
       await sleep(500)
@@ -189,6 +192,9 @@ export const startFleet = async (settings) => {
     }
     return {
       id,
+      folder,
+      port,
+      sandboxPid: sandbox.pid,
       ask,
       startBot,
       calls,
@@ -216,7 +222,18 @@ export const startFleet = async (settings) => {
   }
 }
 
-const quantile = (values, part) => {
+// What a process was writing when it was killed is no whole line.
+const parse = (text) => {
+  const heard = Date.now()
+  try {
+    const { annotations = {}, level, message, timestamp } = JSON.parse(text)
+    return { at: Date.parse(timestamp), heard, level, message: String(message), annotations }
+  } catch {
+    return { at: heard, heard, level: "RAW", message: text, annotations: {} }
+  }
+}
+
+export const quantile = (values, part) => {
   const sorted = values.toSorted === undefined ? [...values].sort((a, b) => a - b) : values.toSorted((a, b) => a - b)
   return sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]
 }
