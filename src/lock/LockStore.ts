@@ -14,7 +14,7 @@ import * as ExitCode from "../operations/ExitCode.ts"
 
 /** Who holds, or wants to hold, the lock. Shown to operators; never decides anything by itself. */
 export const Holder = Schema.Struct({
-  /** Fresh for every term; the identity of the grant. */
+  /** Fresh for every term; the identity of the grant. 1 to 64 letters, digits, `-` and `_`: stores put it into names. */
   owner: Schema.String,
   pid: Schema.Int,
   host: Schema.String,

@@ -16,7 +16,7 @@
  * ```
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { Cause, Config, Duration, Effect, Layer, Option, Queue, Random, type Redacted, Schema } from "effect"
+import { Cause, Config, Data, Duration, Effect, Layer, Option, Queue, Random, type Redacted, Schema } from "effect"
 import { SqlClient, SqlError } from "effect/sql"
 import { answerWithin } from "./CallDeadline.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
@@ -193,14 +193,19 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
     )
   )
   const postgres = yield* Effect.serviceOption(PgClient.PgClient)
-  const wait = yield* Wakeup.make(
-    "Postgres subscription",
-    (rouse) =>
-      Option.isNone(postgres) ? Effect.never : Effect.scoped(listen(postgres.value, name, callTimeout, rouse)).pipe(
-        // Its connection goes back in the meantime.
-        Effect.tapErrorTag("TimeoutError", () => Effect.sleep(deafPeriod))
-      )
-  )
+  let unheard = 0
+  const wait = yield* Wakeup.make("Postgres subscription", (rouse) => {
+    if (Option.isNone(postgres)) return Effect.never
+    const heard = () => {
+      unheard = 0
+      rouse()
+    }
+    // A pooler is deaf for good. Once may have been the moment in which a connection broke.
+    return Effect.sleep(unheard < 3 ? Duration.zero : deafPeriod).pipe(
+      Effect.andThen(listen(postgres.value, name, callTimeout, heard)),
+      Effect.tapErrorTag("TimeoutError", () => Effect.sync(() => unheard++))
+    )
+  })
 
   // Kept in `meta`, which a new grant replaces, so that a request ends with the grant that it is for.
   const request = (asker: Holder) =>
@@ -247,7 +252,8 @@ const createTable = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
 
 /**
  * Hears releases, if notifications arrive at all: a pooler in transaction mode accepts LISTEN and then hands the
- * notifications to whoever has the server's connection. So one is sent to ourselves first.
+ * notifications to whoever has the server's connection. So one is sent to ourselves first, and again and again, because
+ * a connection may also become deaf later.
  */
 const listen = Effect.fnUntraced(function*(
   postgres: PgClient.PgClient,
@@ -256,22 +262,29 @@ const listen = Effect.fnUntraced(function*(
   rouse: () => void
 ) {
   const probe = `probe ${yield* Random.nextIntBetween(0, Number.MAX_SAFE_INTEGER)}`
-  const messages = yield* postgres.listen(channel)
-  yield* postgres.notify(channel, probe)
-  const heard = yield* Queue.take(messages).pipe(
-    Effect.repeat({ until: ({ payload }) => payload === probe }),
+  const messages = yield* postgres.listen(channel).pipe(
+    Effect.timeoutOrElse({ duration: callTimeout, orElse: () => Effect.fail(new Deaf()) })
+  )
+  const hear = Effect.map(Queue.take(messages), ({ payload }) => {
+    if (payload === name) rouse()
+    return payload
+  })
+  const hearProbe = postgres.notify(channel, probe).pipe(
+    Effect.andThen(Effect.repeat(hear, { until: (payload) => payload === probe })),
     Effect.timeoutOption(callTimeout)
   )
-  if (Option.isNone(heard)) {
+  if (Option.isNone(yield* hearProbe)) {
     return yield* new Cause.TimeoutError("Postgres notifications do not arrive, probably because of a pooler")
   }
   rouse()
-  return yield* Effect.forever(
-    Effect.map(Queue.take(messages), ({ payload }) => {
-      if (payload === name) rouse()
-    })
-  )
+  while (true) {
+    yield* Effect.timeoutOption(Effect.forever(hear), Wakeup.probePeriod)
+    if (Option.isNone(yield* hearProbe)) return yield* new Deaf()
+  }
 })
+
+/** A connection that used to bring notifications brings none any more. */
+class Deaf extends Data.TaggedError("Deaf") {}
 
 /**
  * Runs `write` in a transaction that begins by checking that the grant is still the newest and keeps it so until the

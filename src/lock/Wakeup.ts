@@ -1,13 +1,19 @@
 /**
  * How a standby hears at once that the holder has gone: what a store publishes ends the wait of whoever waits at that
  * moment. Only a hint, never a promise: while the subscription is down, or where there is none, the caller's own poll
- * period bounds the wait. The invariant: closing never waits for a server that does not answer.
+ * period bounds the wait. The invariants: closing never waits for a server that does not answer, and neither does a new
+ * subscription wait for the goodbye of the one before it.
  */
 import { Deferred, Duration, Effect, Fiber, Random, type Scope } from "effect"
 import { bounded } from "../operations/Release.ts"
 
 /** How long a standby waits at most before it asks again although nothing was published. */
 export const pollPeriod = Duration.seconds(2)
+/**
+ * How often a subscription is asked whether it still hears. A half-open connection says nothing by itself for a quarter
+ * of an hour, and until then every standby would learn of a release only when it polls.
+ */
+export const probePeriod = Duration.seconds(5)
 /** How long a subscription may take to say goodbye. Its connection is closed right after, so nothing is left behind. */
 const releaseLimit = Duration.millis(500)
 /** Spreads the standbys that wait for the same lease to expire. */
@@ -31,14 +37,24 @@ export const make = Effect.fnUntraced(function*<E>(
     published = Deferred.makeUnsafe()
     Deferred.doneUnsafe(waiting, Effect.void)
   }
+  // The goodbye of a connection that died may never be answered, so the subscription is over before it is closed.
+  const subscription = Effect.suspend(() => {
+    const ended = Deferred.makeUnsafe<never, E>()
+    const hearing = Effect.onExit(subscribe(rouse), (exit) => Effect.sync(() => Deferred.doneUnsafe(ended, exit)))
+    return Effect.acquireUseRelease(
+      Effect.forkDetach(Effect.scoped(hearing)),
+      () => Deferred.await(ended),
+      (fiber) => bounded(name, releaseLimit)(Fiber.interrupt(fiber))
+    )
+  })
   yield* Effect.acquireRelease(
-    Effect.scoped(subscribe(rouse)).pipe(
+    subscription.pipe(
       Effect.catchCause((cause) => Effect.logDebug(`${name} ended`, cause)),
       Effect.andThen(Effect.sleep(pollPeriod)),
       Effect.forever,
       Effect.forkDetach
     ),
-    (fiber) => bounded(name, releaseLimit)(Fiber.interrupt(fiber))
+    (fiber) => Fiber.interrupt(fiber)
   )
 
   // `remaining` is asked after the wait for a message has begun, so what happens in between is not missed.

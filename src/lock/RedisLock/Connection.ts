@@ -3,15 +3,17 @@
  * commands while it is offline, shakes hands without a deadline and closes by waiting for replies: right for a cache,
  * wrong for a lease, which must hear "no" in time and must never be renewed from a queue. The invariants here: nothing
  * is queued while there is no connection; a connection is up within the call timeout or not at all; closing never
- * waits for a server; a connection on which a call failed or was given up is not used again.
+ * waits for a server; a connection on which a call failed or was given up is not used again; a subscription that has
+ * become deaf ends.
  *
  * The URL's password stays in `Redacted` and in the client's own memory: a URL that cannot be read is refused here,
  * because the driver's error would quote it.
  */
 import { Cause, Deferred, Duration, Effect, Layer, Redacted } from "effect"
 import { Redis } from "effect/persistence"
-import { createClient } from "redis"
+import { createClient, ErrorReply } from "redis"
 import { LockStoreError } from "../LockStore.ts"
+import { probePeriod } from "../Wakeup.ts"
 
 /** The part of the driver's client that is used: its own type differs with every option it was made with. */
 interface Client {
@@ -65,14 +67,15 @@ const make = Effect.fnUntraced(function*({ callTimeout, url }: ConnectionOptions
   const attempt = <A>(run: () => Promise<A>) =>
     Effect.tryPromise({ try: run, catch: (cause) => new Redis.RedisError({ cause }) })
 
+  const inTime = Effect.timeoutOrElse({
+    duration: callTimeout,
+    orElse: () => Effect.fail(new Redis.RedisError({ cause: new Cause.TimeoutError("the connection did not come up") }))
+  })
+
   const connect = Effect.flatMap(client, (client) =>
     attempt(() => client.connect()).pipe(
       Effect.interruptible,
-      Effect.timeoutOrElse({
-        duration: callTimeout,
-        orElse: () =>
-          Effect.fail(new Redis.RedisError({ cause: new Cause.TimeoutError("the connection did not come up") }))
-      }),
+      inTime,
       Effect.onError(() => Effect.sync(() => client.destroy())),
       Effect.as(client)
     ))
@@ -95,8 +98,15 @@ const make = Effect.fnUntraced(function*({ callTimeout, url }: ConnectionOptions
       const ended = yield* Deferred.make<void, Redis.RedisError>()
       const subscriber = yield* connectScoped
       subscriber.on("error", (cause) => Deferred.doneUnsafe(ended, Effect.fail(new Redis.RedisError({ cause }))))
-      yield* attempt(() => subscriber.subscribe(channel, (message) => onMessage({ channel, message })))
-      return Deferred.await(ended)
+      yield* attempt(() => subscriber.subscribe(channel, (message) => onMessage({ channel, message }))).pipe(inTime)
+      // A refusal is an answer too: that of an access list without `+ping`.
+      const alive = attempt(() => subscriber.sendCommand(["PING"])).pipe(
+        Effect.catchIf(({ cause }) => cause instanceof ErrorReply, () => Effect.void),
+        inTime,
+        Effect.delay(probePeriod),
+        Effect.forever
+      )
+      return Effect.raceFirst(Deferred.await(ended), alive)
     }),
     pool: { maxConnections: 10, idleTimeout: Duration.minutes(1) }
   })
