@@ -86,7 +86,7 @@ describe("Tidy", () => {
     assert.deepStrictEqual(sources.filter(({ text }) => text.split("\n").length > 480).map(({ path }) => path), [])
   })
 
-  it("every file is reached from main.ts or index.ts", () => {
+  it("every file is reached from main.ts or an entry point of the package", () => {
     const byPath = new Map(sources.map((source) => [source.path, source]))
     const reached = new Set<string>()
     const visit = (path: string) => {
@@ -98,7 +98,11 @@ describe("Tidy", () => {
       }
     }
     visit(join("src", "main.ts"))
-    visit(join("src", "index.ts"))
+    const { exports } = JSON.parse(readFileSync("package.json", "utf8"))
+    for (const { default: target } of Object.values<{ readonly default?: string }>(exports)) {
+      if (target !== undefined) visit(join(target.replace(/^\.\/dist/, "src").replace(/\.js$/, ".ts")))
+    }
+    assert.isTrue(reached.has(join("src", "index.ts")))
     assert.deepStrictEqual(sources.map(({ path }) => path).filter((path) => !reached.has(path)), [])
   })
 
