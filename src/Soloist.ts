@@ -4,7 +4,7 @@
  *
  *   storage → health and probes → instance lock → sandbox → bot session → outgoing limits → chat state →
  *   API client → knowledge → scheduler → handlers → inbox → update dispatcher →
- *   dead letters → update poller
+ *   dead letters → update poller → requests of operators
  *
  * `layerBot` is the part that every bot needs, with the host's own handlers; `layer` is the whole service.
  */
@@ -51,6 +51,7 @@ import * as Storage from "./storage/Storage.ts"
 import { BotSession } from "./telegram/BotSession.ts"
 import { ChatState } from "./telegram/ChatState.ts"
 import { DeadLetters } from "./telegram/DeadLetters.ts"
+import * as OperatorRequests from "./telegram/DeadLetters/OperatorRequests.ts"
 import { Outgoing } from "./telegram/Outgoing.ts"
 import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
 import type { UpdateHandler } from "./telegram/UpdateHandler.ts"
@@ -78,6 +79,7 @@ export class StopOverran extends Schema.TaggedError<StopOverran>()("StopOverran"
  */
 export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R>) =>
   Layer.effectDiscard(becomeReady).pipe(
+    Layer.provideMerge(OperatorRequests.layer),
     Layer.provideMerge(UpdatePoller.layer({ conflicts: { retries: settings.conflictRetries } })),
     Layer.provideMerge(DeadLetters.layer),
     Layer.provideMerge(UpdateDispatcher.layer({
@@ -169,8 +171,9 @@ const becomeReady = Effect.gen(function*() {
 const probes = ({ healthPort }: Settings) =>
   (healthPort === undefined ? Layer.empty : Probes.layer({ port: healthPort })).pipe(Layer.provideMerge(Health.layer))
 
+/** The main storage that the settings name. */
 // Drivers of servers are loaded only where they are used: they would cost every start.
-const storage = (
+export const storage = (
   { databaseUrl, stateDir }: Settings
 ): Layer.Layer<
   SqlClient.SqlClient,
@@ -208,8 +211,8 @@ const lock = (settings: Settings) => {
   return InstanceLock.layer({ mode: settings.lockMode, bot, version }).pipe(Layer.provide(lockStore(settings, bot)))
 }
 
-// The number before the colon, which is no secret.
-const botOf = ({ botToken }: Settings): string => {
+/** The id of the bot that the settings name: the number before the colon of its token, which is no secret. */
+export const botOf = ({ botToken }: Settings): string => {
   const token = botToken === undefined ? sandboxToken : Redacted.value(botToken)
   return token.slice(0, token.indexOf(":"))
 }

@@ -11,6 +11,7 @@ import updateInbox from "./migrations/0001_update_inbox.ts"
 import schedule from "./migrations/0002_schedule.ts"
 import chatState from "./migrations/0003_chat_state.ts"
 import deadLetters from "./migrations/0004_dead_letters.ts"
+import deadLetterRequests from "./migrations/0005_dead_letter_requests.ts"
 import * as Sqlite from "./Sqlite.ts"
 
 /** The state folder or the database in it cannot be used. Nothing has been changed. */
@@ -33,7 +34,8 @@ export const migrate = Migrator.make({})({
     "0001_update_inbox": updateInbox,
     "0002_schedule": schedule,
     "0003_chat_state": chatState,
-    "0004_dead_letters": deadLetters
+    "0004_dead_letters": deadLetters,
+    "0005_dead_letter_requests": deadLetterRequests
   })
 })
 

@@ -2,7 +2,7 @@
  * The updates that were set aside: their handler failed too often, or they ended the process twice. The invariants: what
  * is set aside is kept until somebody retries or drops it, and for as long as there is any, health and metrics say so.
  */
-import { Context, Duration, Effect, Layer, Metric, Option } from "effect"
+import { Context, Duration, Effect, Fiber, Layer, Metric, Option } from "effect"
 import type { LeaseLost } from "../lock/LockStore.ts"
 import { Health } from "../operations/Health.ts"
 import * as Metrics from "../operations/Metrics.ts"
@@ -39,6 +39,7 @@ const make = Effect.gen(function*() {
   const dispatcher = yield* UpdateDispatcher
   const health = yield* Health
   const { fork } = yield* Supervisor
+  const scope = yield* Effect.scope
 
   const report = Effect.gen(function*() {
     const letters = yield* inbox.deadLetterCount
@@ -48,9 +49,11 @@ const make = Effect.gen(function*() {
       letters === 0 ? { status: "pass", observedValue: 0 } : {
         status: "warn",
         observedValue: letters,
-        output: `${letters} ${letters === 1 ? "update was" : "updates were"} set aside and ${
-          letters === 1 ? "is" : "are"
-        } not handled. The log names them and their errors; retry them once the cause is gone, or drop them.`
+        output:
+          `${letters} ${letters === 1 ? "update was" : "updates were"} set aside and ${
+            letters === 1 ? "is" : "are"
+          } not handled. The log and \`soloist dead-letters list\` name them and their errors; retry them once the cause ` +
+          "is gone, or drop them."
       }
     )
   })
@@ -61,15 +64,19 @@ const make = Effect.gen(function*() {
   return DeadLetters.of({
     list: (page = {}) => inbox.deadLetters({ after: page.after, limit: page.limit ?? pageDefault }),
     count: inbox.deadLetterCount,
-    // Not to be cut between the two: what is back in the inbox would wait there for the next start.
+    // Not to be cut between the two: what is back in the inbox would wait there for the next start. While the dispatcher
+    // is full it waits on its own, so that who asked may go, and a stop need not wait for it.
     retry: (updateId) =>
-      Effect.uninterruptible(Effect.gen(function*() {
-        const update = yield* inbox.takeBack(updateId)
-        if (Option.isNone(update)) return false
-        yield* dispatcher.offer(update.value)
-        yield* report
-        return true
-      })),
+      Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          const update = yield* inbox.takeBack(updateId)
+          if (Option.isNone(update)) return false
+          const offered = yield* Effect.forkIn(dispatcher.offer(update.value), scope, { startImmediately: true })
+          yield* report
+          yield* restore(Fiber.join(offered))
+          return true
+        })
+      ),
     drop: (updateId) => Effect.tap(inbox.drop(updateId), () => report)
   })
 })
