@@ -12,18 +12,24 @@ export const faultKinds = [
   "terminate",
   "terminateTwice",
   "deploy",
+  "handover",
+  "exitMode",
+  "jump",
   "cutTelegram",
   "cutStore",
   "cutBoth",
   "refuse",
   "slow",
+  "swizzle",
   "loseRequests",
   "loseReplies",
   "storeDown",
   "storeSlow",
+  "storeForgets",
   "foreignPoller",
   "conflict",
   "webhook",
+  "revoked",
   "rateLimited",
   "serverError",
   "html",
@@ -62,18 +68,24 @@ const usual: Readonly<Record<FaultKind, number>> = {
   terminate: 2,
   terminateTwice: 0.5,
   deploy: 1.5,
+  handover: 1.5,
+  exitMode: 0.7,
+  jump: 1,
   cutTelegram: 1.5,
   cutStore: 2,
   cutBoth: 1,
   refuse: 1,
   slow: 1,
+  swizzle: 1,
   loseRequests: 1.5,
   loseReplies: 2,
   storeDown: 1,
   storeSlow: 1,
+  storeForgets: 0.7,
   foreignPoller: 1,
   conflict: 0.5,
   webhook: 0.1,
+  revoked: 0.3,
   rateLimited: 0.7,
   serverError: 0.7,
   html: 0.4,
@@ -121,7 +133,15 @@ const sizeOf = (kind: FaultKind, draw: () => number): readonly [duration: number
     case "terminateTwice":
       return [between(draw, 0.5, 20) * seconds, 0]
     case "deploy":
+    case "handover":
       return [between(draw, 0, 15) * seconds, 0]
+    case "jump":
+      return [
+        between(draw, 1, 60) * seconds,
+        (draw() < 0.5 ? -1 : 1) * (draw() < 0.5 ? 3_600 : between(draw, 1, 3_600))
+      ]
+    case "swizzle":
+      return [between(draw, 5, 60) * seconds, 0]
     case "cutTelegram":
     case "cutStore":
     case "cutBoth":

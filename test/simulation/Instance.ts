@@ -6,6 +6,7 @@
 import { type Clock, Duration, Effect, type Metric, type Random, type Scheduler } from "effect"
 import { AsyncLocalStorage } from "node:async_hooks"
 import type { Holder } from "../../src/lock/LockStore.ts"
+import type { Call } from "./Links.ts"
 import type { Gate, World } from "./World.ts"
 
 /** How the process ended, or that it has not. */
@@ -47,7 +48,7 @@ export class Instance implements Gate {
 
   readonly timers = new Set<Timer>()
   /** Calls on their way. What is aborted is not open any more. */
-  readonly calls = new Set<object>()
+  readonly calls = new Set<Call>()
   /** Timers of libraries that know nothing of Effect. */
   readonly foreignTimers = new Set<object>()
   fibers = 0
@@ -62,6 +63,16 @@ export class Instance implements Gate {
   wasPausedInStop = false
   wasPaused = false
   lostLease = false
+  /** When it asked for the last proof of its lease that it has heard of. */
+  provenAt = Number.NEGATIVE_INFINITY
+  /** When it last went on after it stood still. */
+  resumedAt = Number.NEGATIVE_INFINITY
+  /** Whether its wall clock was set. */
+  wasSet = false
+  /** Whether its link to the store was disturbed, so that it may not have been able to release its lock. */
+  wasCutOff = false
+  /** Whether it was asked to hand over. */
+  wasAsked = false
   ending: Ending | undefined
   endedAt: number | undefined
 
@@ -119,11 +130,18 @@ export class Instance implements Gate {
   resume(): void {
     if (this.state !== "paused") return
     this.state = "running"
+    this.resumedAt = this.world.now
     if (this.frozenSince !== undefined) this.frozen += this.world.now - this.frozenSince
     this.frozenSince = undefined
     const held = this.held
     this.held = []
     for (const run of held) this.world.after(0, () => this.deliver(run))
+  }
+
+  /** Somebody sets its wall clock, by milliseconds. The monotonic one goes on. */
+  set(by: number): void {
+    this.offset += by
+    this.wasSet = true
   }
 
   /** Milliseconds on its monotonic clock. */

@@ -2,24 +2,29 @@
  * What must be true of the service at every moment, whatever goes wrong. Each has a name, and the run ends at the first
  * one that breaks.
  *
- * S1  nothing is polled, sent or fired but by the holder of a lease that is valid in the store
- * S1b the holder gets no 409 that nobody but its own kind can have caused
+ * S1  nothing is polled, sent or fired but by the holder of a lease that is valid in the store, that it has proven
+ *     within the trust window, and that the store has not called lost; who cannot prove it says so when the window ends
+ * S1b the holder gets no 409 that nobody but its own kind can have caused, and nobody else waits for an answer
  * S2  whoever acts has the largest fencing token that ever acted
  * S3  every update is handled; again only when whoever handled it was killed, paused or had lost its lease
  * S4  the updates of a chat are handled in order and one at a time within one term
  * S5  a scheduled time fires at most once
- * S6  waits after conflicts grow, until polling was healthy for a minute; while conflicted, health does not pass
- * S7  a stop releases everything once, in reverse order, the lock last, and nothing runs after a kill
+ * S6  waits after conflicts grow, until polling was healthy for a minute; while conflicted, health does not pass;
+ *     waits after failures of the network are spread; nobody ends well who was not asked to end
+ * S7  an end releases everything that was opened once, in reverse order, the lock last; handlers that are under way get
+ *     their time; and nothing runs after a kill
  * S9  after an end nothing is left: no fiber, no timer, no open call
  * S10 no line holds the token
  * L1  after faults there is one poller again   L2  and the backlog is handled   L3  a stop ends in time
  */
 import { Duration, Effect } from "effect"
-import type { Grant, LockStore } from "../../src/lock/LockStore.ts"
+import { rhythmOf } from "../../src/lock/InstanceLock.ts"
+import type { Grant } from "../../src/lock/LockStore.ts"
 import type { Health } from "../../src/operations/Health.ts"
 import type { Instance } from "./Instance.ts"
 import type { Watcher } from "./Links.ts"
-import { jobPeriod, type Ledger, shutdownTimeout, type Task, token } from "./Service.ts"
+import { drainTimeout, jobPeriod, type Ledger, shutdownTimeout, type Task, token } from "./Service.ts"
+import type { SharedStore } from "./SharedStore.ts"
 import type { World } from "./World.ts"
 
 export interface Violation {
@@ -46,17 +51,33 @@ export interface Message {
 interface Term {
   /** The update of each chat that was begun last, whether it is under way, and whether it is to be tried again. */
   readonly chats: Map<number, { updateId: number; isRunning: boolean; hasFailed: boolean }>
+  readonly opened: Set<string>
   readonly releases: Array<string>
+  isRefused: boolean
   conflictedAt: number | undefined
   lastWait: number | undefined
   lastWaitEnd: number
   isConflict: boolean
+  isNetwork: boolean
   health: Health["Service"] | undefined
 }
 
-/** The words of a stop, in the order in which things must be closed. */
-const closings = ["Update handlers drained", "Scheduler stopped", "Bot session closed", "Instance lock released"]
+/** The words of a start, and those of the end that must follow. In the order in which things must be closed. */
+const lifetimes = [
+  { opening: "Starting bot polling", closing: "Update handlers drained" },
+  { opening: "Starting bot polling", closing: "Scheduler stopped" },
+  { opening: "Bot session opened", closing: "Bot session closed" },
+  { opening: "Instance lock acquired", closing: "Instance lock released" }
+] as const
+const closings = lifetimes.map(({ closing }) => closing)
 const healthyFor = 59_500
+/** For timers that fire late by a clock that runs a thousandth too slow. */
+const lateness = 100
+/** Waits after failures of the network, without the spread. So many in a row do not come about by chance. */
+const unspread = new Set([1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000])
+const unspreadMax = 12
+/** For how long a job's times are not judged after a clock was set: its memory may be from the future. */
+const clockDoubt = 70 * 60_000
 const secret = token.slice(token.indexOf(":") + 1)
 
 export class Invariants implements Watcher, Ledger {
@@ -64,6 +85,7 @@ export class Invariants implements Watcher, Ledger {
   readonly byUpdate = new Map<number, Message>()
   violation: Violation | undefined
   takeovers = 0
+  handovers = 0
   duplicates = 0
   conflicts = 0
   handled = 0
@@ -71,17 +93,21 @@ export class Invariants implements Watcher, Ledger {
   innocent = 0
   polls = 0
   private readonly world: World
-  private readonly store: LockStore["Service"]
+  private readonly store: SharedStore
+  private readonly trustWindow: number
   private readonly terms = new Map<Instance, Term>()
   private readonly fired = new Map<number, Instance>()
   private readonly onConflict: (instance: Instance) => string | undefined
   private lastHolder: Instance | undefined
   private maxToken = -1n
+  private unspreadWaits = 0
+  private clockSetAt = Number.NEGATIVE_INFINITY
 
-  constructor(world: World, store: LockStore["Service"], onConflict: (instance: Instance) => string | undefined) {
+  constructor(world: World, store: SharedStore, onConflict: (instance: Instance) => string | undefined) {
     this.world = world
     this.store = store
     this.onConflict = onConflict
+    this.trustWindow = Duration.toMillis(rhythmOf(store.ttl).trustWindow) * 1.002 + lateness
   }
 
   fail(invariant: string, text: string): void {
@@ -101,11 +127,14 @@ export class Invariants implements Watcher, Ledger {
     if (known !== undefined) return known
     const fresh: Term = {
       chats: new Map(),
+      opened: new Set(),
       releases: [],
+      isRefused: false,
       conflictedAt: undefined,
       lastWait: undefined,
       lastWaitEnd: Number.NEGATIVE_INFINITY,
       isConflict: false,
+      isNetwork: false,
       health: undefined
     }
     this.terms.set(instance, fresh)
@@ -116,7 +145,15 @@ export class Invariants implements Watcher, Ledger {
   private acts(instance: Instance, what: string): void {
     if (!instance.isAlive) return this.fail("S7", `${instance.name} ${what} after its end`)
     const holder = this.holder()
-    if (holder === undefined || holder !== instance.owner) {
+    if (this.term(instance).isRefused) {
+      return this.fail("S1", `${instance.name} ${what}, but the store has told it that its lease is lost`)
+    }
+    const age = this.world.now - instance.provenAt
+    if (age > this.trustWindow) {
+      return this.fail("S1", `${instance.name} ${what}, but has not proven its lease for ${age} ms`)
+    }
+    const isForgotten = holder === undefined && this.store.hasForgotten && instance === this.lastHolder
+    if ((holder === undefined || holder !== instance.owner) && !isForgotten) {
       const why = holder === undefined ? "no lease is valid" : "somebody else holds the lease"
       return this.fail("S1", `${instance.name} ${what}, but ${why}`)
     }
@@ -134,9 +171,40 @@ export class Invariants implements Watcher, Ledger {
     this.acts(instance, `sends ${method}`)
   }
 
+  proven(instance: Instance, askedAt: number): void {
+    instance.provenAt = Math.max(instance.provenAt, askedAt)
+    this.world.at(askedAt + this.trustWindow, () => {
+      const mayTrust = instance.provenAt > askedAt || instance.lostLease || instance.resumedAt > askedAt ||
+        instance.isPaused || instance.ending !== undefined || !instance.isAlive || this.isClosed(instance)
+      if (!mayTrust) this.fail("S1", `${instance.name} has not proven its lease since ${askedAt} and does not say so`)
+    })
+  }
+
+  refused(instance: Instance): void {
+    this.world.log(instance.name, "is told that its lease is lost")
+    this.term(instance).isRefused = true
+  }
+
+  clockWasSet(): void {
+    this.clockSetAt = this.world.now
+  }
+
+  /** Nothing is left that acts, and nothing that watches the lease: it is being released. */
+  private isClosed(instance: Instance): boolean {
+    return this.term(instance).releases.includes("Bot session closed")
+  }
+
   granted(instance: Instance, grant: Grant): void {
     instance.fencingToken = grant.fencingToken
-    if (this.lastHolder !== undefined && this.lastHolder !== instance) this.takeovers++
+    const former = this.lastHolder
+    if (former !== undefined && former !== instance) {
+      this.takeovers++
+      this.world.after(1_000, () => {
+        const isOpen = [...former.calls].some(({ method }) => method === "getUpdates")
+        const isFree = former.isAlive && !former.isPaused && this.world.now - former.resumedAt > 1_000
+        if (isOpen && isFree) this.fail("S1b", `${former.name} still polls although ${instance.name} holds the lock`)
+      })
+    }
     this.lastHolder = instance
     this.world.log(instance.name, `granted ${grant.fencingToken}`)
   }
@@ -202,6 +270,11 @@ export class Invariants implements Watcher, Ledger {
       running.hasFailed = ending === "failed" || (ending === "cut" && (message?.timeouts ?? 0) > 0)
     }
     const isOrderly = instance.stopAskedAt !== undefined && !instance.wasPaused && !instance.lostLease
+    const sinceStop = this.world.now - (instance.stopAskedAt ?? this.world.now)
+    const isEarly = sinceStop < Duration.toMillis(drainTimeout) * 0.998
+    if (ending === "cut" && isOrderly && isEarly && message?.timeouts === 0 && !instance.wasAsked) {
+      this.fail("S7", `${instance.name} cuts #${task.number} ${sinceStop} ms after its stop was asked for`)
+    }
     if (message !== undefined && (ending !== "cut" || isOrderly)) message.unended--
     if (ending !== "done") return
     this.handled++
@@ -226,7 +299,10 @@ export class Invariants implements Watcher, Ledger {
     this.world.log(instance.name, `job fires for slot ${slot}`)
     this.acts(instance, "fires a job")
     const earlier = this.fired.get(slot)
-    if (earlier !== undefined) this.fail("S5", `${instance.name} fires slot ${slot}, which ${earlier.name} has fired`)
+    const isSure = this.world.now - this.clockSetAt > clockDoubt
+    if (earlier !== undefined && isSure) {
+      this.fail("S5", `${instance.name} fires slot ${slot}, which ${earlier.name} has fired`)
+    }
     this.fired.set(slot, instance)
   }
 
@@ -242,6 +318,11 @@ export class Invariants implements Watcher, Ledger {
     if (text.startsWith("Instance lock lost")) instance.lostLease = true
     const closing = closings.find((words) => text.startsWith(words))
     if (closing !== undefined) term.releases.push(closing)
+    for (const { opening } of lifetimes) if (text.startsWith(opening)) term.opened.add(opening)
+    if (text.startsWith("Handover requested")) {
+      instance.wasAsked = true
+      this.handovers++
+    }
     if (text.startsWith("Handler timed out")) {
       const message = this.byUpdate.get(Number(/update_id=(\d+)/.exec(text)?.[1]))
       if (message !== undefined) message.timeouts++
@@ -250,9 +331,13 @@ export class Invariants implements Watcher, Ledger {
       this.setAside(instance, Number(/update_id=(\d+)/.exec(text)?.[1]))
     }
     if (text.startsWith("Conflict:")) this.conflicted(instance, term)
-    else if (text.startsWith("Polling failed")) term.isConflict = false
+    else if (text.startsWith("Polling failed")) {
+      term.isConflict = false
+      term.isNetwork = !text.includes("429")
+    }
     const wait = /^Waiting ([\d.]+)s before retry/.exec(text)?.[1]
     if (wait !== undefined && term.isConflict) this.waits(instance, term, Number(wait) * 1000)
+    else if (wait !== undefined && term.isNetwork) this.waitsForNetwork(Number(wait) * 1000)
   }
 
   private conflicted(instance: Instance, term: Term): void {
@@ -279,12 +364,29 @@ export class Invariants implements Watcher, Ledger {
     if (report.status === "pass") this.fail("S6", `${instance.name} is in conflict and looks healthy`)
   }
 
+  private waitsForNetwork(wait: number): void {
+    this.unspreadWaits = unspread.has(wait) ? this.unspreadWaits + 1 : 0
+    if (this.unspreadWaits >= unspreadMax) this.fail("S6", "waits after failures of the network are not spread")
+  }
+
   /** S7 and S9, when the instance has ended by itself. */
   ended(instance: Instance): void {
-    const { releases } = this.term(instance)
-    const expected = closings.filter((words) => releases.includes(words))
+    const { opened, releases } = this.term(instance)
+    const isComplete = instance.ending !== "overran" && !instance.wasCutOff && !instance.wasPaused
+    const expected = lifetimes.filter(({ closing, opening }) =>
+      releases.includes(closing) || (isComplete && opened.has(opening))
+    ).map(({ closing }) => closing)
     if (releases.join() !== expected.join()) {
-      this.fail("S7", `${instance.name} closed in this order: ${releases.join(", ")}`)
+      this.fail(
+        "S7",
+        `${instance.name} closed in this order: ${releases.join(", ")}, instead of ${expected.join(", ")}`
+      )
+    }
+    if (isComplete && this.holder() === instance.owner && instance.owner !== undefined) {
+      this.fail("S7", `${instance.name} has ended and still holds the lease`)
+    }
+    if (instance.ending === "clean" && instance.stopAskedAt === undefined && !instance.wasAsked) {
+      this.fail("S6", `${instance.name} has ended as if it had been asked to`)
     }
     if (instance.ending === "overran") return
     const left = [
@@ -294,13 +396,6 @@ export class Invariants implements Watcher, Ledger {
       ...(instance.foreignTimers.size === 0 ? [] : [`${instance.foreignTimers.size} timers of libraries`])
     ]
     if (left.length > 0) this.fail("S9", `${instance.name} has ended and leaves ${left.join(", ")}`)
-  }
-
-  /** S7: a clean stop whose link to the store is whole leaves no lease behind. */
-  released(instance: Instance): void {
-    if (this.holder() === instance.owner && instance.owner !== undefined) {
-      this.fail("S7", `${instance.name} has stopped and still holds the lease`)
-    }
   }
 
   /** L3. */

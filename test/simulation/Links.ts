@@ -3,11 +3,12 @@
  * took effect, both may be slow, the link may be cut in silence or refuse at once. Requests are judged by the
  * invariants in the moment they are sent; replies come back through the gate of the instance.
  */
-import { Effect, Exit, type Fiber } from "effect"
+import { Duration, Effect, Exit, type Fiber } from "effect"
 import { answerWithin } from "../../src/lock/CallDeadline.ts"
-import { type Grant, type LockStore, LockStoreError } from "../../src/lock/LockStore.ts"
+import { type Grant, type Holder, LeaseLost, type LockStore, LockStoreError } from "../../src/lock/LockStore.ts"
 import type { BotApiSandbox } from "../../src/sandbox/BotApiSandbox.ts"
 import type { Instance } from "./Instance.ts"
+import type { SharedStore } from "./SharedStore.ts"
 import type { Stream } from "./Streams.ts"
 
 /** The state of one link in the present. */
@@ -29,6 +30,11 @@ export class Link {
     this.lostRequests = 0
     this.lostReplies = 0
   }
+}
+
+/** A call on its way. */
+export interface Call {
+  readonly method: string
 }
 
 type Passage = "passes" | "lost" | "refused"
@@ -53,14 +59,15 @@ export class Links {
    */
   exchange<A>(
     link: Link,
+    method: string,
     serve: (answer: (reply: A) => void) => void,
     receive: (reply: A) => void,
     fail: () => void
   ): () => void {
     const { instance } = this
     const { world } = instance
-    const call = {}
-    const latency = () => (usualLatency + this.draw() * latencySpread) * link.slowness
+    const call: Call = { method }
+    const latency = () => this.latencyOf(link)
     instance.calls.add(call)
     const arrive = (run: () => void) =>
       world.after(latency(), () =>
@@ -81,6 +88,20 @@ export class Links {
     }
     return () => void instance.calls.delete(call)
   }
+
+  /** A message that the server sends by itself. Nobody asks for it again when it is lost. */
+  hear(link: Link, subscribe: (hear: () => void) => () => void, receive: () => void): () => void {
+    const { instance } = this
+    return subscribe(() => {
+      if (passage(link, "lostReplies") === "passes") {
+        instance.world.after(this.latencyOf(link), () => instance.deliver(receive))
+      }
+    })
+  }
+
+  private latencyOf(link: Link): number {
+    return (usualLatency + this.draw() * latencySpread) * link.slowness
+  }
 }
 
 const passage = (link: Link, losses: "lostRequests" | "lostReplies"): Passage => {
@@ -95,6 +116,10 @@ const passage = (link: Link, losses: "lostRequests" | "lostReplies"): Passage =>
 export interface Watcher {
   readonly sending: (instance: Instance, method: string, body: string) => void
   readonly granted: (instance: Instance, grant: Grant) => void
+  /** The instance has heard that its lease stood when it asked. */
+  readonly proven: (instance: Instance, askedAt: number) => void
+  /** The instance has heard that its lease is lost. */
+  readonly refused: (instance: Instance) => void
 }
 
 export interface Server {
@@ -125,6 +150,7 @@ export const fetchOf = (
     watcher.sending(instance, method, body)
     const close = links.exchange<{ readonly status: number; readonly body: string } | undefined>(
       links.telegram,
+      method,
       (answer) => {
         const fiber = server.run(server.sandbox.request({
           httpMethod: init?.method ?? "GET",
@@ -159,17 +185,20 @@ const responseOf = ({ body, status }: { readonly status: number; readonly body: 
 
 /** How long a driver of a lock store waits for an answer, as that of Redis does. */
 const storeCallTimeout = 2_000
-/** A standby hears of the end of a term at the latest after this long. */
-const standbyHint = 3_000
 
-/** The lock store at the other end of a link. The drivers for Redis and Postgres bound their calls in the same way. */
+/**
+ * The lock store at the other end of a link. Calls are bounded as the drivers for Redis and Postgres bound them. The end
+ * of a term is told at once; a standby that has heard nothing asks again after a third of the ttl, and so does a holder
+ * whether it is asked for its lock.
+ */
 export const storeOf = (
   links: Links,
   instance: Instance,
-  server: Server & { readonly store: LockStore["Service"]; readonly isStoreDown: () => boolean },
+  server: Server & { readonly store: SharedStore; readonly isStoreDown: () => boolean },
   watcher: Watcher
 ): LockStore["Service"] => {
   const { store } = server
+  const { world } = instance
   const unavailable = (operation: string, reason: string) =>
     new LockStoreError({
       resource: store.resource,
@@ -184,6 +213,7 @@ export const storeOf = (
       const failed = () => resume(Effect.fail(unavailable(operation, "connection refused")))
       const close = links.exchange<Exit.Exit<A, E> | undefined>(
         links.store,
+        operation,
         (answer) => {
           if (server.isStoreDown()) return answer(undefined)
           server.run(run).addObserver(answer)
@@ -194,18 +224,50 @@ export const storeOf = (
       return Effect.sync(close)
     }).pipe(answerWithin(storeCallTimeout, () => unavailable(operation, "no answer")))
 
+  const period = Duration.times(store.ttl, 1 / 3)
+  const heard = Effect.callback<void>((resume) => {
+    const stop = links.hear(links.store, (hear) => store.listen(hear), () => resume(Effect.void))
+    return Effect.sync(stop)
+  })
+  const changed = Effect.raceFirst(heard, Effect.sleep(period))
+  const requested = (grant: Grant): Effect.Effect<Holder> =>
+    Effect.gen(function*() {
+      while (true) {
+        yield* changed
+        const asker = yield* Effect.orElseSucceed(call("handover", store.asker(grant)), () => undefined)
+        if (asker !== undefined) return asker
+      }
+    })
+
   return {
     resource: store.resource,
     ttl: store.ttl,
     acquire: (holder) =>
       Effect.suspend(() => {
+        const askedAt = world.now
         instance.owner = holder.owner
         instance.holder = holder
-        return call("acquire", store.acquire(holder))
-      }).pipe(Effect.tap((grant) => Effect.sync(() => watcher.granted(instance, grant)))),
-    renew: (grant) => call("renew", store.renew(grant)),
+        return Effect.tap(call("acquire", store.acquire(holder)), (grant) =>
+          Effect.sync(() => {
+            watcher.granted(instance, grant)
+            watcher.proven(instance, askedAt)
+          }))
+      }),
+    renew: (grant) =>
+      Effect.suspend(() => {
+        const askedAt = world.now
+        return call("renew", store.renew(grant)).pipe(
+          Effect.tap(() => Effect.sync(() => watcher.proven(instance, askedAt))),
+          Effect.tapError((error) =>
+            Effect.sync(() => {
+              if (error instanceof LeaseLost) watcher.refused(instance)
+            })
+          )
+        )
+      }),
     release: (grant) => call("release", store.release(grant)),
     status: call("status", store.status),
-    changed: Effect.sleep(standbyHint)
+    changed,
+    handover: { request: (asker) => call("handover", store.request(asker)), requested }
   }
 }

@@ -10,7 +10,8 @@ export const initialize = (chosen: Mutant): void => {
 
 export const load: LoadHook = async (url, context, nextLoad) => {
   const loaded = await nextLoad(url, context)
-  if (mutant === undefined || !url.endsWith(`/dist/simulation/src/${mutant.file}`)) return loaded
+  const folder = mutant?.file.startsWith("effect/") === true ? "node_modules" : "dist/simulation/src"
+  if (mutant === undefined || !url.endsWith(`/${folder}/${mutant.file}`)) return loaded
   const source = String(loaded.source)
   const parts = source.split(mutant.find)
   if (parts.length !== 2) {

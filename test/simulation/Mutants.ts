@@ -5,7 +5,7 @@
  */
 export interface Mutant {
   readonly id: string
-  /** The file below `src`, as it is compiled. */
+  /** The file below `src`, as it is compiled; or one of Effect, to whose scopes the order of a stop belongs. */
   readonly file: string
   /** A text that the file holds once. When it does not any more, the mutant has to follow the code. */
   readonly find: string
@@ -117,5 +117,77 @@ export const mutants: ReadonlyArray<Mutant> = [
     file: "operations/Supervisor.js",
     find: "Deferred.fail(failed, new WorkerFailed({ worker, cause: Cause.squash(cause) }))",
     replace: "Effect.void"
+  },
+  {
+    id: "trusts a renewal from its reply on",
+    file: "lock/InstanceLock.js",
+    find: "yield* ensureValid;\n            trusted = sent;",
+    replace: "yield* ensureValid;\n            trusted = instant();"
+  },
+  {
+    id: "trusts the wall clock alone",
+    file: "lock/InstanceLock.js",
+    find: "Duration.nanos(clock.monotonicTimeNanosUnsafe() - monotonic)",
+    replace: "Duration.zero"
+  },
+  {
+    id: "ignores that the store says lost",
+    file: "lock/InstanceLock.js",
+    find: "if (Result.isFailure(outcome) && outcome.failure._tag === \"LeaseLost\")",
+    replace: "if (false)"
+  },
+  {
+    id: "skips the release after a failure",
+    file: "lock/InstanceLock.js",
+    find: "const release = ({ grant }) => ",
+    replace: "const release = ({ grant }, exit) => exit._tag === \"Failure\" ? Effect.void : "
+  },
+  {
+    id: "does not hear who wants the lock",
+    file: "lock/InstanceLock.js",
+    find: "yield* store.handover?.requested(grant) ?? Effect.never",
+    replace: "yield* Effect.never"
+  },
+  {
+    id: "network waits without a spread",
+    file: "telegram/Backoff.js",
+    find: "Schedule.jittered, capped(networkDelayMax)",
+    replace: "capped(networkDelayMax)"
+  },
+  {
+    id: "begins the budget again at each conflict",
+    file: "telegram/ConflictBudget.js",
+    find: "interrupted();\n            const now",
+    replace: "step = yield* Schedule.toStep(schedule);\n            const now"
+  },
+  {
+    id: "leaves the poll open when it is cut",
+    file: "telegram/BotSession.js",
+    find: "try: (signal) => run(api, signal)",
+    replace: "try: () => run(api, undefined)"
+  },
+  {
+    id: "polls after the lock is released",
+    file: "telegram/UpdatePoller.js",
+    find: "bounded(\"The confirmation of the last updates\", confirmLimit)(confirm)",
+    replace: "Effect.forkDetach(Effect.andThen(Effect.sleep(500), getUpdates({ limit: 1, timeout: Duration.zero })))"
+  },
+  {
+    id: "leaves handlers running when it stops",
+    file: "telegram/UpdateDispatcher.js",
+    find: "isStopped = true;\n        left += dropAll();\n        yield* interruptAll([...underWay]);",
+    replace: "isStopped = true;\n        left += dropAll();"
+  },
+  {
+    id: "gives handlers no time when it stops",
+    file: "telegram/UpdateDispatcher.js",
+    find: "Effect.timeoutOption(drainTimeout)",
+    replace: "Effect.timeoutOption(0)"
+  },
+  {
+    id: "closes in the order in which it opened",
+    file: "effect/dist/internal/effect.js",
+    find: "for (let i = arr.length - 1; i >= 0; i--) {\n    const [key, finalizer] = arr[i];",
+    replace: "for (let i = 0; i < arr.length; i++) {\n    const [key, finalizer] = arr[i];"
   }
 ]

@@ -7,14 +7,15 @@ import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Layer, Logger, Me
 import { References, Scheduler as EffectScheduler, Scope } from "effect"
 import { Fetch } from "effect/http/FetchHttpClient"
 import type { SqlClient } from "effect/sql"
-import { InstanceLock } from "../../src/lock/InstanceLock.ts"
+import { HandoverRequested, InstanceLock, type InstanceLockOptions } from "../../src/lock/InstanceLock.ts"
 import { LockStore } from "../../src/lock/LockStore.ts"
 import { ProcessIdentity } from "../../src/lock/ProcessIdentity.ts"
 import { Health } from "../../src/operations/Health.ts"
-import { Supervisor } from "../../src/operations/Supervisor.ts"
+import { Supervisor, WorkerFailed } from "../../src/operations/Supervisor.ts"
 import { Scheduler } from "../../src/schedule/Scheduler.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
 import { ChatState } from "../../src/telegram/ChatState.ts"
+import { DeadLetters } from "../../src/telegram/DeadLetters.ts"
 import { Outgoing } from "../../src/telegram/Outgoing.ts"
 import { UpdateDispatcher } from "../../src/telegram/UpdateDispatcher.ts"
 import { on, reply, UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
@@ -25,6 +26,8 @@ import type { Instance } from "./Instance.ts"
 /** No line may hold it. The sandbox knows every token of this shape. */
 export const token = "123456789:AAcanaryCANARYcanaryCANARYcanaryCAN"
 export const shutdownTimeout = Duration.seconds(8)
+/** What running handlers are given to end in, of the time for the stop. */
+export const drainTimeout = Duration.times(shutdownTimeout, 5 / 8)
 export const jobPeriod = Duration.minutes(5)
 
 /** What a handler does, as the user's message says it: `#17 1200 r` is message 17, 1.2 s of work and a reply. */
@@ -65,7 +68,7 @@ export interface Surroundings {
   readonly store: LockStore["Service"]
   readonly storage: Context.Context<SqlClient.SqlClient>
   readonly ledger: Ledger
-  readonly mode: "exit" | "standby"
+  readonly mode: InstanceLockOptions["mode"]
 }
 
 const service = ({ fetch, instance, ledger, mode, storage, store }: Surroundings) => {
@@ -108,8 +111,9 @@ const service = ({ fetch, instance, ledger, mode, storage, store }: Surroundings
   })
   return Layer.effectDiscard(becomeReady).pipe(
     Layer.provideMerge(UpdatePoller.layer()),
+    Layer.provideMerge(DeadLetters.layer),
     Layer.provideMerge(
-      UpdateDispatcher.layer({ concurrency: 8, drainTimeout: Duration.times(shutdownTimeout, 5 / 8) })
+      UpdateDispatcher.layer({ concurrency: 8, drainTimeout })
     ),
     Layer.provideMerge(UpdateInbox.layer()),
     Layer.provideMerge(UpdateHandler.layer(handler)),
@@ -133,20 +137,29 @@ const life = (surroundings: Surroundings, stopAsked: Effect.Effect<void>) =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
-      const serve = Effect.flatMap(
-        Layer.buildWithScope(Layer.fresh(service(surroundings)), scope),
-        (context) => Context.get(context, Supervisor).failure
-      )
-      const ended = yield* Effect.exit(restore(Effect.raceFirst(serve, stopAsked)))
-      if (Exit.isFailure(ended)) yield* Effect.logError("The service has failed", ended.cause)
+      let lock: InstanceLock["Service"] | undefined
+      const memoMap = yield* Layer.makeMemoMap
+      const supervisor = Context.get(yield* Layer.buildWithMemoMap(Supervisor.layer, memoMap, scope), Supervisor)
+      const serve = Effect.flatMap(Layer.buildWithMemoMap(service(surroundings), memoMap, scope), (context) => {
+        lock = Context.get(context, InstanceLock)
+        return Effect.never
+      })
+      const ended = yield* Effect.exit(restore(Effect.raceAllFirst([serve, supervisor.failure, stopAsked])))
+      const hasFailed = Exit.isFailure(ended) && !isHandedOver(ended.cause)
+      if (Exit.isFailure(ended) && hasFailed) yield* Effect.logError("The service has failed", ended.cause)
       const closing = yield* Effect.forkDetach(Scope.close(scope, ended), { startImmediately: true })
-      const inTime = yield* Effect.interruptible(Fiber.await(closing)).pipe(
-        Effect.as(true),
-        Effect.timeoutOrElse({ duration: shutdownTimeout, orElse: () => Effect.succeed(false) })
-      )
-      return { hasFailed: Exit.isFailure(ended), inTime }
+      const outlived = Effect.exit(lock?.outlived ?? Effect.never)
+      const inTime = yield* Effect.interruptible(
+        Effect.raceFirst(Effect.as(Fiber.await(closing), true), Effect.as(outlived, false))
+      ).pipe(Effect.timeoutOrElse({ duration: shutdownTimeout, orElse: () => Effect.succeed(false) }))
+      return { hasFailed, inTime }
     })
   )
+
+const isHandedOver = (cause: Cause.Cause<unknown>): boolean => {
+  const error = Cause.squash(cause)
+  return error instanceof WorkerFailed && error.cause instanceof HandoverRequested
+}
 
 /** Starts the instance. `ended` is told how it ended, unless it is killed. */
 export const start = (

@@ -2,17 +2,33 @@
  * One run: several instances of the whole service, one Telegram, one lock store, one shared database, users, a foreign
  * poller and a service manager that starts again what has ended. Everything comes from the seed.
  */
-import { Clock, Context, Deferred, Effect, Exit, Layer, Metric, Random, References, Scheduler, Scope } from "effect"
+import {
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Metric,
+  Random,
+  References,
+  Scheduler,
+  Scope
+} from "effect"
 import { SqlClient } from "effect/sql"
-import { type LockStore, makeMemory } from "../../src/lock/LockStore.ts"
+import type { InstanceLockOptions } from "../../src/lock/InstanceLock.ts"
+import { makeMemory } from "../../src/lock/LockStore.ts"
 import { BotApiSandbox } from "../../src/sandbox/BotApiSandbox.ts"
 import type { Fault as SandboxFault } from "../../src/sandbox/Faults.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 import { cycle, describe, type Fault, faultyHalf, isFaulty, plan } from "./Faults.ts"
 import { type Ending, Instance, replaceTimers, running } from "./Instance.ts"
 import { Invariants, type Message, type Violation } from "./Invariants.ts"
-import { fetchOf, Links, storeOf } from "./Links.ts"
+import { fetchOf, type Link, Links, storeOf } from "./Links.ts"
+import * as Reference from "./Reference.ts"
 import { start, type Task, textOf, token } from "./Service.ts"
+import { SharedStore } from "./SharedStore.ts"
 import { between, exponential, integer, randomOf, type Stream, stream, weighted } from "./Streams.ts"
 import { beginning, World } from "./World.ts"
 
@@ -26,6 +42,8 @@ export interface RunOptions {
   readonly keepsLines?: boolean | undefined
   /** Milliseconds of virtual time after which the run is given up. */
   readonly until?: number | undefined
+  /** The reference run without faults, stopped in this way, instead of a plan. */
+  readonly stop?: Reference.Stop | undefined
 }
 
 export interface RunResult {
@@ -38,7 +56,10 @@ export interface RunResult {
   readonly lines: ReadonlyArray<string>
   /** The faults that happened. */
   readonly faults: ReadonlyArray<number>
+  /** How many of each kind. */
+  readonly kinds: Readonly<Record<string, number>>
   readonly kills: number
+  readonly handovers: number
   readonly takeovers: number
   readonly starts: number
   readonly updates: number
@@ -85,7 +106,7 @@ class Simulation {
   private readonly outside: Instance
   private readonly scope: Scope.Closeable
   private readonly sandbox: BotApiSandbox["Service"]
-  private readonly store: LockStore["Service"]
+  private readonly store: SharedStore
   private readonly storage: Context.Context<SqlClient.SqlClient>
   private readonly invariants: Invariants
   private readonly network: Stream
@@ -94,8 +115,8 @@ class Simulation {
   private readonly context: Context.Context<never>
   private readonly end: number
   private readonly happened: Array<number> = []
+  private readonly kinds: Record<string, number> = {}
   private isStoreDown = false
-  private storeFaults = 0
   private isEnding = false
   private lastNumber = 0
   private kills = 0
@@ -133,7 +154,11 @@ class Simulation {
     )
     this.sandbox = Context.get(outside, BotApiSandbox)
     this.storage = Context.pick(SqlClient.SqlClient)(outside)
-    this.store = Effect.runSync(Effect.provideContext(makeMemory({ resource: "simulated" }), this.context))
+    const ttl = Duration.seconds(stream(seed, "ttl")() < 0.5 ? 15 : 30)
+    this.store = new SharedStore({
+      make: () => Effect.runSync(Effect.provideContext(makeMemory({ resource: "simulated", ttl }), this.context)),
+      now: () => this.world.now
+    })
     this.invariants = new Invariants(this.world, this.store, () => this.whyNoConflict())
     this.places = Array.from({ length: instances }, (): Place => ({ instances: [] }))
   }
@@ -141,16 +166,45 @@ class Simulation {
   async run(): Promise<RunResult> {
     const { world } = this
     await this.openBot()
-    const faults = plan(this.options.seed, this.options).filter(({ id }) => this.options.only?.includes(id) ?? true)
-    for (const fault of faults) world.at(beginning + fault.at, () => this.happens(fault))
     for (const slot of this.places.keys()) this.startLater(slot, between(this.processes, 0, 3 * second))
-    this.writeLater(stream(this.options.seed, "workload"), 0)
-    for (let time = faultyHalf; time < this.end; time += cycle) this.expectCalm(time)
-    world.at(beginning + this.end - 60 * second, () => this.stopAll())
+    if (this.options.stop === undefined) this.planRun()
+    else this.planReference(this.options.stop)
     await world.run(beginning + Math.min(this.end, this.options.until ?? this.end))
     if (this.options.until === undefined && this.invariants.violation === undefined) this.judgeEnd()
     Effect.runFork(Scope.close(this.scope, Exit.void))
     return this.result()
+  }
+
+  private planRun(): void {
+    const { world } = this
+    const faults = plan(this.options.seed, this.options).filter(({ id }) => this.options.only?.includes(id) ?? true)
+    for (const fault of faults) world.at(beginning + fault.at, () => this.happens(fault))
+    this.writeLater(stream(this.options.seed, "workload"), 0)
+    for (let time = faultyHalf; time < this.end; time += cycle) this.expectCalm(time)
+    world.at(beginning + this.end - 60 * second, () => this.stopAll())
+  }
+
+  private planReference(stop: Reference.Stop): void {
+    const { world } = this
+    for (const { at, ...message } of Reference.messages(this.options.seed)) {
+      world.at(beginning + at, () => this.write(message))
+    }
+    world.onEvent = (event) => {
+      if (event !== stop.event) return
+      const target = this.aimed("holder") ?? this.aimed(0)
+      if (target === undefined) return
+      this.happened.push(event)
+      this.kinds[stop.how] = 1
+      world.log("fate", `${stop.how} at event ${event}: ${target.running.instance.name}`)
+      if (stop.how === "terminate") return this.terminate(target.running)
+      if (stop.how === "kill") return this.kill(target.slot, target.running)
+      this.pause(target.running, Reference.pauseTime, false)
+    }
+    world.at(beginning + Reference.judgedAt, () => {
+      this.judgeOnePoller()
+      this.judgeBacklog(this.invariants.messages)
+      this.stopAll()
+    })
   }
 
   private result(): RunResult {
@@ -165,7 +219,9 @@ class Simulation {
       lastLines: world.lastLines,
       lines: world.lines,
       faults: this.happened,
+      kinds: this.kinds,
       kills: this.kills,
+      handovers: invariants.handovers,
       takeovers: invariants.takeovers,
       starts: this.lastNumber,
       updates: invariants.messages.length,
@@ -207,13 +263,14 @@ class Simulation {
     }))
     if (this.world.elapsed + wait > this.end - quietAtEnd) return
     this.world.after(wait, () => {
-      for (const { chat, task } of messages) {
-        const text = textOf(task)
-        const written = Effect.runSync(this.sandbox.userWrites({ text, chatId: chat, bot: 123456789 }))
-        this.invariants.written(task, chat, written.updateIds[0])
-      }
+      for (const message of messages) this.write(message)
       this.writeLater(draw, number + burst)
     })
+  }
+
+  private write({ chat, task }: { readonly chat: number; readonly task: Task }): void {
+    const written = Effect.runSync(this.sandbox.userWrites({ text: textOf(task), chatId: chat, bot: 123456789 }))
+    this.invariants.written(task, chat, written.updateIds[0])
   }
 
   // ---- the service manager
@@ -226,7 +283,7 @@ class Simulation {
     })
   }
 
-  private startInstance(slot: number): void {
+  private startInstance(slot: number, mode: InstanceLockOptions["mode"] = "standby"): void {
     const place = this.places[slot]
     if (place === undefined) return
     const number = ++this.lastNumber
@@ -243,7 +300,8 @@ class Simulation {
     const stopAsked = Deferred.makeUnsafe<void>()
     const stop = () => Deferred.doneUnsafe(stopAsked, Exit.void)
     place.instances.push({ instance, links, stop })
-    this.world.log(instance.name, "starts")
+    if (this.isStoreDown) instance.wasCutOff = true
+    this.world.log(instance.name, mode === "standby" ? "starts" : `starts to ${mode}`)
     running.run(instance, () =>
       start(
         {
@@ -252,24 +310,20 @@ class Simulation {
           store: storeOf(links, instance, server, this.invariants),
           storage: this.storage,
           ledger: this.invariants,
-          mode: "standby"
+          mode
         },
         Deferred.await(stopAsked),
         (ending) => this.ended(slot, { instance, links, stop }, ending)
       ))
   }
 
-  private ended(slot: number, { instance, links }: Running, ending: Ending): void {
+  private ended(slot: number, { instance }: Running, ending: Ending): void {
     this.world.log(instance.name, `has ended: ${ending}`)
     // What a process leaves behind is looked at when promises are still, and then its process is gone.
     this.world.after(0, () => {
       instance.ending = ending
       if (instance.isAlive) {
         this.invariants.ended(instance)
-        const isWhole = !links.store.isCut && !links.store.isRefused && !this.isStoreDown
-        if (ending === "clean" && isWhole && this.storeFaults === 0 && isCalm(this.world.elapsed)) {
-          this.invariants.released(instance)
-        }
       }
       this.bury(slot, instance, ending)
     })
@@ -311,35 +365,53 @@ class Simulation {
 
   // ---- faults
 
-  private aimed(fault: Fault): { readonly slot: number; readonly running: Running } | undefined {
+  private aimed(aim: Fault["aim"]): { readonly slot: number; readonly running: Running } | undefined {
     const holder = this.invariants.holder()
     const all = this.places.flatMap(({ instances }, slot) => instances.map((running) => ({ slot, running })))
     const alive = all.filter(({ running }) => running.instance.isAlive)
-    return fault.aim === "holder"
+    return aim === "holder"
       ? alive.find(({ running }) => running.instance.owner === holder)
-      : alive.find(({ slot }) => slot === fault.aim)
+      : alive.find(({ slot }) => slot === aim)
   }
 
   private happens(fault: Fault): void {
     const { world } = this
-    const target = this.aimed(fault)
-    const needsTarget = fault.kind in forOne
-    if (needsTarget && target === undefined) return
+    const target = fault.kind in forOne ? this.aimed(fault.aim) : undefined
+    if (fault.kind in forOne && (target === undefined || !this.mayHit(fault, target.running.instance))) return
     this.happened.push(fault.id)
-    world.log(
-      "fate",
-      describe(fault) + (needsTarget && target !== undefined ? `: ${target.running.instance.name}` : "")
-    )
-    if (target !== undefined && needsTarget) return this.hits(fault, target.slot, target.running)
+    this.kinds[fault.kind] = (this.kinds[fault.kind] ?? 0) + 1
+    world.log("fate", describe(fault) + (target === undefined ? "" : `: ${target.running.instance.name}`))
+    if (target !== undefined) return this.hits(fault, target.slot, target.running)
     switch (fault.kind) {
       case "storeDown":
       case "storeSlow":
         return this.disturbStore(fault)
+      case "storeForgets":
+        return this.store.forget()
+      case "swizzle":
+        return this.swizzle(fault)
       case "foreignPoller":
         return this.pollAsStranger(fault)
       default:
         return this.disturbTelegram(fault)
     }
+  }
+
+  /**
+   * A machine that sleeps while its wall clock is set back has no clock left to notice it by, so it may trust a lease for
+   * as long as it slept: no program can, and it does not happen here.
+   */
+  private mayHit({ kind }: Fault, instance: Instance): boolean {
+    if (kind === "suspend") return !instance.wasSet
+    return kind !== "jump" || (!instance.wasPaused && !instance.wasSet)
+  }
+
+  private pause({ instance }: Running, duration: number, frozen: boolean): void {
+    instance.pause(frozen)
+    this.world.after(duration, () => {
+      if (instance.isPaused) this.world.log(instance.name, "goes on")
+      instance.resume()
+    })
   }
 
   private hits({ amount, duration, kind }: Fault, slot: number, running: Running): void {
@@ -350,12 +422,7 @@ class Simulation {
         return this.kill(slot, running)
       case "pause":
       case "suspend":
-        instance.pause(kind === "suspend")
-        world.after(duration, () => {
-          if (instance.isPaused) world.log(instance.name, "goes on")
-          instance.resume()
-        })
-        return
+        return this.pause(running, duration, kind === "suspend")
       case "terminate":
         return this.terminate(running)
       case "terminateTwice":
@@ -363,33 +430,45 @@ class Simulation {
         world.after(Math.min(duration, 3 * second), () => this.kill(slot, running))
         return
       case "deploy":
-        this.startInstance(slot)
+      case "handover":
+        this.startInstance(slot, kind === "deploy" ? "standby" : "takeover")
+        // Whoever was not asked to end is ended, as a deploy ends the old version.
         world.after(duration, () => this.terminate(running))
+        return
+      case "exitMode":
+        return this.startInstance(slot, "exit")
+      case "jump":
+        instance.set(amount * second)
+        this.invariants.clockWasSet()
+        world.after(duration, () => instance.set(-amount * second))
         return
       case "cutTelegram":
       case "cutStore":
       case "cutBoth":
       case "refuse":
       case "slow": {
-        const cut = [
+        const hit = [
           ...(kind === "cutStore" ? [] : [links.telegram]),
           ...(kind === "cutTelegram" ? [] : [links.store])
         ]
-        for (const link of cut) {
+        if (kind !== "cutTelegram") instance.wasCutOff = true
+        for (const link of hit) {
           if (kind === "refuse") link.isRefused = true
           else if (kind === "slow") link.slowness = amount
           else link.isCut = true
         }
         world.after(duration, () => {
-          for (const link of cut) link.heal()
+          for (const link of hit) link.heal()
         })
         return
       }
       case "loseRequests":
+        instance.wasCutOff = true
         links.telegram.lostRequests += amount
         links.store.lostRequests += amount
         return
       case "loseReplies":
+        instance.wasCutOff = true
         links.telegram.lostReplies += amount
         links.store.lostReplies += amount
         return
@@ -397,16 +476,33 @@ class Simulation {
     }
   }
 
+  private get allRunning(): ReadonlyArray<Running> {
+    return this.places.flatMap(({ instances }) => instances)
+  }
+
   private disturbStore({ amount, duration, kind }: Fault): void {
-    this.storeFaults++
-    const all = () => this.places.flatMap(({ instances }) => instances.map(({ links }) => links.store))
+    for (const { instance } of this.allRunning) instance.wasCutOff = true
     if (kind === "storeDown") this.isStoreDown = true
-    else for (const link of all()) link.slowness = amount
+    else for (const { links } of this.allRunning) links.store.slowness = amount
     this.world.after(duration, () => {
-      this.storeFaults--
       if (kind === "storeDown") this.isStoreDown = false
-      else for (const link of all()) link.slowness = 1
+      else for (const { links } of this.allRunning) links.store.slowness = 1
     })
+  }
+
+  /** Swizzle-clogging: links are cut one after the other, and come back one after the other in another order. */
+  private swizzle({ duration }: Fault): void {
+    for (const { instance, links } of this.allRunning) {
+      for (const link of [links.telegram, links.store]) {
+        if (this.processes() < 0.4) continue
+        if (link === links.store) instance.wasCutOff = true
+        const cut: Link = link
+        this.world.after(between(this.processes, 0, duration / 2), () => {
+          cut.isCut = true
+        })
+        this.world.after(between(this.processes, duration / 2, duration), () => cut.heal())
+      }
+    }
   }
 
   private pollAsStranger({ amount, duration }: Fault): void {
@@ -446,6 +542,7 @@ class Simulation {
     world.at(beginning + start, () => {
       world.log("fate", "calm")
       Effect.runSync(this.sandbox.clearFaults)
+      this.isStoreDown = false
       for (const { instances } of this.places) {
         for (const { links } of instances) {
           links.telegram.heal()
@@ -495,7 +592,7 @@ class Simulation {
 
   private stopAll(): void {
     this.isEnding = true
-    for (const { instances } of this.places) for (const running of instances) this.terminate(running)
+    for (const running of this.allRunning) this.terminate(running)
   }
 
   private judgeEnd(): void {
@@ -530,6 +627,9 @@ const forOne = {
   terminate: true,
   terminateTwice: true,
   deploy: true,
+  handover: true,
+  exitMode: true,
+  jump: true,
   cutTelegram: true,
   cutStore: true,
   cutBoth: true,
@@ -545,6 +645,8 @@ const sandboxFaultOf = (kind: Fault["kind"], amount: number): SandboxFault | und
       return { kind: "conflict", method: "getUpdates", times: amount }
     case "webhook":
       return { kind: "webhook", method: "getUpdates", times: 1 }
+    case "revoked":
+      return { kind: "unauthorized", times: amount }
     case "rateLimited":
       return { kind: "rate_limited", times: 1, retry_after: amount }
     case "serverError":
