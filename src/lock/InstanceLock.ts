@@ -21,9 +21,26 @@
  * A store whose grants end with the process (`ttl` infinite) has no window: a heartbeat that fails there is reported,
  * not a loss.
  */
-import { Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Random, Result, Runtime, Schema } from "effect"
+import {
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Metric,
+  Option,
+  Random,
+  Result,
+  Runtime,
+  Schedule,
+  Schema
+} from "effect"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { Health } from "../operations/Health.ts"
+import * as Metrics from "../operations/Metrics.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import * as Conflict from "./InstanceLock/Conflict.ts"
@@ -124,6 +141,14 @@ export const rhythmOf = (ttl: Duration.Duration): Rhythm =>
 /** What work that was cut off may take to end, however late the loss was seen. */
 const unwindLimit = Duration.seconds(1)
 
+/** How long the release of a held lock may be tried, and one that was lost already: its lease may end sooner. */
+const releaseLimit = Duration.seconds(5)
+const releaseLimitWhenLost = Duration.seconds(2)
+/** Three tries. A release that is given up keeps everybody out for the rest of the lease. */
+const releaseRetries = Schedule.max([Schedule.spaced("250 millis"), Schedule.recurs(2)])
+
+const acquisitions = Metrics.labelled(Metrics.lockAcquisitions, ["result"])
+
 /** One instant on both clocks. */
 interface Instant {
   readonly monotonic: bigint
@@ -160,24 +185,61 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     ...(options.bot !== undefined && { bot: options.bot })
   }))
 
+  let lost: LeaseLost | undefined
   // The release goes on by itself when it overruns: cut in the middle it could leave the lock to nobody's name.
   const release = ({ grant }: { readonly grant: Grant }) =>
-    Effect.forkDetach(store.release(grant), { startImmediately: true }).pipe(
-      Effect.flatMap(Fiber.join),
-      Effect.andThen(Effect.logInfo("Instance lock released")),
-      bounded("Instance lock")
+    Effect.suspend(() => {
+      const retries = {
+        schedule: releaseRetries,
+        while: (error: LockStoreError) => lost === undefined && error.isRetryable
+      }
+      return Effect.forkDetach(store.release(grant).pipe(Effect.retry(retries)), { startImmediately: true }).pipe(
+        Effect.flatMap(Fiber.join),
+        Effect.andThen(Effect.logInfo("Instance lock released")),
+        bounded("Instance lock", lost === undefined ? releaseLimit : releaseLimitWhenLost),
+        Effect.andThen(notHeld)
+      )
+    })
+  const notHeld = Effect.andThen(Metric.update(Metrics.leader, 0), Metric.update(Metrics.lockLeaseRemaining, 0))
+
+  // An attempt that was not answered may have been granted all the same.
+  let isUnanswered = false
+  let hasWaited = false
+  const acquire = Effect.flatMap(candidate, store.acquire).pipe(
+    Effect.onExit((exit) => Metric.update(acquisitions(resultOf(exit)), 1)),
+    Effect.tapError((error) =>
+      Effect.sync(() => {
+        isUnanswered = error._tag === "LockStoreError"
+        hasWaited ||= error._tag === "LockHeld" && error.pid !== undefined
+      })
     )
+  )
+  // Who gives up waiting must not leave such a grant behind: it would keep everybody out for a whole lease.
+  const withdraw = Effect.gen(function*() {
+    const { fencingToken, holder } = yield* store.status
+    if (holder?.owner !== owner || fencingToken === undefined) return
+    yield* store.release({ holder, fencingToken })
+  }).pipe(
+    Effect.catch((error) => Effect.logDebug("It is not known whether the instance lock was granted", error)),
+    bounded("Unanswered request for the instance lock", releaseLimitWhenLost)
+  )
+
   // One attempt. Waiting stays outside, because everything in here is uninterruptible.
   const attempt = Effect.acquireRelease(
     Effect.gen(function*() {
       const sent = instant()
-      return { sent, grant: yield* store.acquire(yield* candidate) }
+      return { sent, grant: yield* acquire }
     }),
     release
   )
-  const { grant, sent } = yield* options.mode === "exit"
+  yield* notHeld
+  const waiting = options.mode === "exit"
     ? attempt
     : standby(attempt, options.mode === "takeover" ? candidate : undefined)
+  const { grant, sent } = yield* Effect.onExit(
+    waiting,
+    (exit) => Exit.isFailure(exit) && isUnanswered ? withdraw : Effect.void
+  )
   const { fencingToken } = grant
   yield* Effect.logInfo(`Instance lock acquired (PID: ${pid})`).pipe(
     Effect.annotateLogs({ resource: store.resource, fencingToken: String(fencingToken) })
@@ -185,8 +247,18 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
   yield* health.report(healthKey, { status: "pass", observedValue: "held" })
 
   const loss = Deferred.makeUnsafe<never, LeaseLost>()
-  let lost: LeaseLost | undefined
   let trusted = sent
+  const reportRemaining = Effect.suspend(() =>
+    lost !== undefined || !Duration.isFinite(store.ttl)
+      ? Effect.void
+      : Metric.update(
+        Metrics.lockLeaseRemaining,
+        Math.max(0, Duration.toSeconds(store.ttl) - Duration.toSeconds(since(trusted)))
+      )
+  )
+  yield* Metric.update(Metrics.leader, 1)
+  if (hasWaited) yield* Metric.update(Metrics.lockTakeovers, 1)
+  yield* reportRemaining
   let suspect = false
   // Uninterruptible, because the first thing that the loss does is to interrupt whoever found it out.
   const lose = (error: LeaseLost): Effect.Effect<never, LeaseLost> =>
@@ -194,6 +266,7 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
       if (lost !== undefined) return yield* lost
       lost = error
       Deferred.doneUnsafe(loss, Exit.fail(error))
+      yield* Effect.andThen(notHeld, Metric.update(Metrics.lockLosses, 1))
       yield* Effect.logError("Instance lock lost").pipe(
         Effect.annotateLogs({ resource: store.resource, reason: error.reason })
       )
@@ -225,12 +298,14 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
       // An answer that comes after the window has ended proves nothing about the time in between.
       yield* ensureValid
       trusted = sent
+      yield* reportRemaining
       if (suspect) yield* health.report(healthKey, { status: "pass", observedValue: "held" })
       suspect = false
       return true
     }
     if (Result.isFailure(outcome) && outcome.failure._tag === "LeaseLost") return yield* lose(outcome.failure)
     suspect = true
+    yield* Metric.update(Metrics.lockRenewFailures, 1)
     yield* reportFailure(Result.isFailure(outcome) ? outcome.failure.message : "the store did not answer in time")
     yield* ensureValid
     return false
@@ -261,6 +336,7 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     while (true) {
       yield* Effect.sleep(Duration.min(Duration.subtract(trustWindow, since(trusted)), retryPeriod))
       yield* ensureValid
+      yield* reportRemaining
     }
   })
   yield* supervisor.fork(
@@ -307,6 +383,11 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     explainConflict: Conflict.explain(store, grant.holder)
   }
 })
+
+const resultOf = (exit: Exit.Exit<unknown, LockHeld | LockStoreError>): "granted" | "held" | "failed" => {
+  if (Exit.isSuccess(exit)) return "granted"
+  return Option.exists(Exit.findErrorOption(exit), ({ _tag }) => _tag === "LockHeld") ? "held" : "failed"
+}
 
 /** 128 random bits: no two terms of any two instances share a name. */
 const freshOwner = Effect.map(

@@ -15,6 +15,26 @@ export const pollLastSuccess = Metric.gauge("tgbot_poll_last_success_timestamp_s
   description: "When getUpdates last succeeded, in seconds since the epoch."
 })
 
+export const leader = Metric.gauge("tgbot_leader", {
+  description: "1 while this instance holds the instance lock, else 0."
+})
+export const lockLeaseRemaining = Metric.gauge("tgbot_lock_lease_remaining_seconds", {
+  description: "How long the lease still lasts by the last good answer of its store; 0 when it is not held."
+})
+export const lockAcquisitions = counter(
+  "tgbot_lock_acquisitions_total",
+  "Attempts to take the instance lock by result: granted, held, failed."
+)
+export const lockTakeovers = counter(
+  "tgbot_lock_takeovers_total",
+  "Terms that began after this instance had waited for another one."
+)
+export const lockRenewFailures = counter(
+  "tgbot_lock_renew_failures_total",
+  "Renewals of the lease that its store did not answer or refused to try."
+)
+export const lockLosses = counter("tgbot_lock_losses_total", "Leases that were lost, not released.")
+
 export const updates = counter("tgbot_updates_total", "Updates received and not seen before, by type.")
 export const updatesInFlight = Metric.gauge("tgbot_updates_in_flight", {
   description: "Updates that are taken and not handled to the end."

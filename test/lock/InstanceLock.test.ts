@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Layer, Runtime, Scope } from "effect"
+import { Cause, Clock, Context, Duration, Effect, Exit, Fiber, Layer, Metric, Runtime, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { InstanceLock, type InstanceLockOptions, rhythmOf } from "../../src/lock/InstanceLock.ts"
 import { LockStore, LockStoreError, makeMemory } from "../../src/lock/LockStore.ts"
@@ -420,12 +420,179 @@ describe("InstanceLock", () => {
         release: (grant) => Effect.uninterruptible(Effect.andThen(Effect.sleep("10 seconds"), store.release(grant)))
       })
       const closing = yield* Effect.forkChild(close, { startImmediately: true })
-      yield* TestClock.adjust("2 seconds")
+      yield* TestClock.adjust("5 seconds")
       yield* Fiber.join(closing)
       assert.isDefined((yield* store.status).holder)
-      yield* TestClock.adjust("8 seconds")
+      yield* TestClock.adjust("5 seconds")
       assert.isUndefined((yield* store.status).holder)
     }))
+
+  for (const failures of [1, 2]) {
+    it.effect(`releases the lock although the store fails ${failures} of the first times`, () =>
+      Effect.gen(function*() {
+        const logs: Array<string> = []
+        const store = yield* makeMemory({ ttl: "1 hour" })
+        let tries = 0
+        const { close } = yield* open(
+          {
+            ...store,
+            // As a call that was answered by nobody for as long as a driver waits.
+            release: (grant) =>
+              Effect.suspend(() =>
+                tries++ < failures ? Effect.delay(Effect.fail(unreachable), "2 seconds") : store.release(grant)
+              )
+          },
+          {},
+          logs
+        )
+        const closing = yield* Effect.forkChild(close, { startImmediately: true })
+        yield* TestClock.adjust("4900 millis")
+        yield* Fiber.join(closing)
+        assert.strictEqual(tries, failures + 1)
+        assert.isUndefined((yield* store.status).holder)
+        assert.strictEqual(logs.at(-1), "Instance lock released")
+      }))
+  }
+
+  it.effect("gives up the release after three tries, and after one where trying again is no use", () =>
+    Effect.gen(function*() {
+      for (const [isRetryable, expected] of [[true, 3], [false, 1]] as const) {
+        const logs: Array<string> = []
+        const store = yield* makeMemory({ ttl: "1 hour" })
+        let tries = 0
+        const refusing: Store = {
+          ...store,
+          release: () =>
+            Effect.suspend(() => {
+              tries++
+              return Effect.fail(new LockStoreError({ ...unreachable, isRetryable }))
+            })
+        }
+        const { close } = yield* open(refusing, {}, logs)
+        const closing = yield* Effect.forkChild(close, { startImmediately: true })
+        yield* TestClock.adjust("5 seconds")
+        yield* Fiber.join(closing)
+        assert.strictEqual(tries, expected)
+        assert.include(logs.at(-1), "Instance lock was not released")
+        assert.notInclude(logs, "Instance lock released")
+      }
+    }))
+
+  it.effect("tries once to release a lease that is lost, because its end is near anyway", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      let tries = 0
+      const { close, lock } = yield* open({
+        ...store,
+        renew: () => Effect.fail(unreachable),
+        release: () =>
+          Effect.suspend(() => {
+            tries++
+            return Effect.fail(unreachable)
+          })
+      })
+      yield* TestClock.adjust("10 seconds")
+      assert.isFalse(yield* isHeld(lock))
+      yield* close
+      assert.strictEqual(tries, 1)
+    }))
+
+  it.effect("leaves no grant behind when the start fails because the reply to its request was lost", () =>
+    Effect.gen(function*() {
+      for (const mode of ["exit", "standby"] as const) {
+        const store = yield* makeMemory()
+        const lossy: Store = {
+          ...store,
+          acquire: (asker) => Effect.andThen(store.acquire(asker), Effect.fail(unreachable))
+        }
+        const error = yield* Effect.flip(open(lossy, { mode }))
+        assert.strictEqual(error._tag, "LockStoreError")
+        assert.isUndefined((yield* store.status).holder)
+      }
+    }))
+
+  it.effect("leaves no grant behind when a standby is stopped after the reply to its request was lost", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      const first = yield* open(store)
+      let isLost = false
+      const lossy: Store = {
+        ...store,
+        acquire: (asker) => Effect.tap(store.acquire(asker), () => isLost ? Effect.fail(unreachable) : Effect.void)
+      }
+      const waiting = yield* Effect.forkChild(Effect.scoped(open(lossy, { mode: "standby" })), {
+        startImmediately: true
+      })
+      isLost = true
+      yield* first.close
+      yield* TestClock.adjust("100 millis")
+      assert.isDefined((yield* store.status).holder)
+      yield* Fiber.interrupt(waiting)
+      assert.isUndefined((yield* store.status).holder)
+    }))
+
+  it.effect("withdraws nothing that is somebody else's, and stops in time when the store hangs", () =>
+    Effect.gen(function*() {
+      const store = yield* makeMemory()
+      const { lock } = yield* open(store)
+      const refused = yield* Effect.exit(open({ ...store, acquire: () => Effect.fail(unreachable) }))
+      assert.isTrue(Exit.isFailure(refused))
+      yield* lock.verify
+      const hanging: Store = { ...store, acquire: () => Effect.fail(unreachable), status: Effect.never }
+      const starting = yield* Effect.forkChild(Effect.exit(open(hanging)), { startImmediately: true })
+      yield* TestClock.adjust("2 seconds")
+      assert.isTrue(Exit.isFailure(yield* Fiber.join(starting)))
+    }))
+
+  it.effect("counts what becomes of the lock", () =>
+    Effect.gen(function*() {
+      const read = Effect.gen(function*() {
+        const seen: Record<string, number | bigint> = {}
+        for (const { attributes, id, state } of yield* Metric.snapshot) {
+          const name = id.replace("tgbot_", "") +
+            (attributes?.["result"] === undefined ? "" : ` ${attributes["result"]}`)
+          if (/leader|lock_/.test(id)) seen[name] = "count" in state ? state.count : "value" in state ? state.value : -1
+        }
+        return seen
+      })
+      const store = yield* makeMemory()
+      const first = yield* Effect.provideService(open(store), Metric.MetricRegistry, new Map())
+      let isDown = false
+      const flaky: Store = {
+        ...store,
+        renew: (grant) => Effect.suspend(() => isDown ? Effect.fail(unreachable) : store.renew(grant))
+      }
+      const waiting = yield* Effect.forkChild(open(flaky, { mode: "standby" }), { startImmediately: true })
+      assert.deepStrictEqual(yield* read, {
+        leader: 0,
+        lock_lease_remaining_seconds: 0,
+        "lock_acquisitions_total held": 1
+      })
+      yield* first.close
+      const { close } = yield* Fiber.join(waiting)
+      const held = {
+        leader: 1,
+        "lock_acquisitions_total held": 1,
+        "lock_acquisitions_total granted": 1,
+        lock_takeovers_total: 1
+      }
+      assert.deepStrictEqual(yield* read, { ...held, lock_lease_remaining_seconds: 15 })
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(yield* read, { ...held, lock_lease_remaining_seconds: 14 })
+      yield* TestClock.adjust("4 seconds")
+      assert.isAbove(Number((yield* read)["lock_lease_remaining_seconds"]), 13)
+      isDown = true
+      yield* TestClock.adjust("15 seconds")
+      const lost = yield* read
+      assert.strictEqual(lost["leader"], 0)
+      assert.strictEqual(lost["lock_lease_remaining_seconds"], 0)
+      assert.strictEqual(lost["lock_losses_total"], 1)
+      assert.isAtLeast(Number(lost["lock_renew_failures_total"]), 5)
+      yield* close
+      const refused = open({ ...store, acquire: () => Effect.fail(unreachable) })
+      yield* Effect.exit(refused)
+      assert.strictEqual((yield* read)["lock_acquisitions_total failed"], 1)
+    }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
 
   it.effect("gives the lock back when the start is interrupted between the grant and its use", () =>
     Effect.gen(function*() {
