@@ -22,33 +22,37 @@ import {
   Option,
   type Path,
   Redacted,
+  Ref,
   Runtime,
   Schema,
   Scope
 } from "effect"
 import { LanguageModel } from "effect/ai"
 import type { SqlClient } from "effect/sql"
+import type { UserFromGetMe } from "grammy/types"
 import { fileURLToPath } from "node:url"
 import { ApiClient } from "./ai/ApiClient.ts"
 import * as Conversation from "./bot/Conversation.ts"
 import { Answers } from "./knowledge/Answers.ts"
 import { RagIndex } from "./knowledge/RagIndex.ts"
-import { RagObserver } from "./knowledge/RagObserver.ts"
+import { type KnowledgeSource, RagObserver } from "./knowledge/RagObserver.ts"
 import * as FileLock from "./lock/FileLock.ts"
 import { HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
 import type { LockStore, LockStoreError } from "./lock/LockStore.ts"
+import * as WarmStandby from "./lock/WarmStandby.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
 import { Health } from "./operations/Health.ts"
 import * as Logging from "./operations/Logging.ts"
 import * as Probes from "./operations/Probes.ts"
 import { Supervisor, WorkerFailed } from "./operations/Supervisor.ts"
+import * as Rehearsal from "./Rehearsal.ts"
 import { SandboxServer, sandboxToken } from "./sandbox/SandboxServer.ts"
 import { Autoposter } from "./schedule/Autoposter.ts"
 import { Scheduler } from "./schedule/Scheduler.ts"
 import { load, type Settings } from "./SoloistConfig.ts"
 import type { DatabaseUnavailable } from "./storage/Postgres.ts"
 import * as Storage from "./storage/Storage.ts"
-import { BotSession } from "./telegram/BotSession.ts"
+import { BotSession, type BotSessionOptions, identify } from "./telegram/BotSession.ts"
 import { ChatState } from "./telegram/ChatState.ts"
 import { DeadLetters } from "./telegram/DeadLetters.ts"
 import * as OperatorRequests from "./telegram/DeadLetters/OperatorRequests.ts"
@@ -78,6 +82,37 @@ export class StopOverran extends Schema.TaggedError<StopOverran>()("StopOverran"
  * that `Supervisor.failure` tells of a worker that failed or a lock that was lost (`launch` waits for it).
  */
 export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R>) =>
+  instance(settings, handlers, Rehearsal.echo)
+
+/** The whole service: sandbox or Telegram, answers from the knowledge folder, posts at their time. */
+export const layer = (settings: Settings) =>
+  instance(
+    settings,
+    service(settings, { index: RagIndex.layer({ directory: settings.stateDir }), source: knowledge(settings) }),
+    service(withoutModel(settings), { index: RagIndex.layerMemory, source: { files: [] } })
+  )
+
+/** `rehearsed` are handlers that touch nothing of the host: a standby builds them for practice. */
+const instance = <E, R, E2>(
+  settings: Settings,
+  handlers: Layer.Layer<UpdateHandler, E, R>,
+  rehearsed: Layer.Layer<UpdateHandler, E2, BotServices | Rehearsal.Stage>
+) =>
+  Layer.unwrap(Effect.map(identityOf(settings), (identity) => {
+    const rehearsal = Rehearsal.play((session) => bot(settings, rehearsed).pipe(Layer.provide(session)))
+    const prepare = Effect.all([identity.ask, rehearsal], { concurrency: "unbounded", discard: true })
+    return bot(settings, handlers).pipe(
+      Layer.provideMerge(session(settings, identity.known)),
+      Layer.provideMerge(lock(settings, prepare)),
+      Layer.provideMerge(probes(settings)),
+      Layer.provideMerge(storage(settings)),
+      Layer.provideMerge(Supervisor.layer),
+      Layer.provide([NodeFileSystem.layer, NodePath.layer])
+    )
+  }))
+
+/** What is built on an open session. */
+const bot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R>) =>
   Layer.effectDiscard(becomeReady).pipe(
     Layer.provideMerge(OperatorRequests.layer),
     Layer.provideMerge(UpdatePoller.layer({ conflicts: { retries: settings.conflictRetries } })),
@@ -92,17 +127,8 @@ export const layerBot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateH
     Layer.provideMerge(UpdateInbox.layer({ commitInterval: settings.commitInterval })),
     Layer.provideMerge(handlers),
     Layer.provideMerge(ChatState.layer),
-    Layer.provideMerge(Outgoing.layer()),
-    Layer.provideMerge(session(settings)),
-    Layer.provideMerge(lock(settings)),
-    Layer.provideMerge(probes(settings)),
-    Layer.provideMerge(storage(settings)),
-    Layer.provideMerge(Supervisor.layer),
-    Layer.provide([NodeFileSystem.layer, NodePath.layer])
+    Layer.provideMerge(Outgoing.layer())
   )
-
-/** The whole service: sandbox or Telegram, answers from the knowledge folder, posts at their time. */
-export const layer = (settings: Settings) => layerBot(settings, service(settings))
 
 /** `layerBot` with the settings of the README, read through the host's `ConfigProvider`. */
 export const layerConfig = <E, R>(handlers: Layer.Layer<UpdateHandler, E, R>) =>
@@ -206,9 +232,12 @@ const lockStore = (
   return FileLock.layer({ path: lockFile })
 }
 
-const lock = (settings: Settings) => {
+const lock = <E, R>(settings: Settings, prepare: Effect.Effect<void, E, R>) => {
   const bot = botOf(settings)
-  return InstanceLock.layer({ mode: settings.lockMode, bot, version }).pipe(Layer.provide(lockStore(settings, bot)))
+  const mode = settings.lockMode
+  return WarmStandby.layer(InstanceLock.layer({ mode, bot, version }), { mode, prepare }).pipe(
+    Layer.provide(lockStore(settings, bot))
+  )
 }
 
 /** The id of the bot that the settings name: the number before the colon of its token, which is no secret. */
@@ -217,9 +246,21 @@ export const botOf = ({ botToken }: Settings): string => {
   return token.slice(0, token.indexOf(":"))
 }
 
-const session = (settings: Settings) => {
+/** Who the bot is: what a standby has asked for (`ask`), or else what Telegram says when the session opens (`known`). */
+const identityOf = ({ botToken, telegramApiRoot: apiRoot }: Settings) =>
+  Effect.map(Ref.make(Option.none<UserFromGetMe>()), (found) => {
+    // The sandbox is ours and opens with the lock: before that there is nobody to ask.
+    if (botToken === undefined) return { ask: Effect.void, known: undefined }
+    const asked = identify({ token: botToken, apiRoot })
+    return {
+      ask: Effect.flatMap(asked, (me) => Ref.set(found, Option.some(me))),
+      known: Effect.flatMap(Ref.get(found), Option.match({ onNone: () => asked, onSome: Effect.succeed }))
+    }
+  })
+
+const session = (settings: Settings, identity: BotSessionOptions["identity"]) => {
   const { botToken } = settings
-  if (botToken !== undefined) return BotSession.layer({ token: botToken, apiRoot: settings.telegramApiRoot })
+  if (botToken !== undefined) return BotSession.layer({ token: botToken, apiRoot: settings.telegramApiRoot, identity })
   const sandboxed = Effect.gen(function*() {
     const { url } = yield* SandboxServer
     yield* Effect.logInfo(`No BOT_TOKEN is set, so the bot runs against its own sandbox: open ${url}`)
@@ -228,15 +269,24 @@ const session = (settings: Settings) => {
   return Layer.unwrap(sandboxed).pipe(Layer.provide(SandboxServer.layer({ port: settings.sandboxPort })))
 }
 
-const service = (settings: Settings) =>
+const service = <E, R>(
+  settings: Settings,
+  { index, source }: { readonly index: Layer.Layer<RagIndex, E, R>; readonly source: KnowledgeSource }
+) =>
   Conversation.layer({ adminIds: settings.adminIds, isSandbox: settings.botToken === undefined }).pipe(
     Layer.provideMerge(Autoposter.layer({ directory: settings.postsDir })),
     Layer.provideMerge(Scheduler.layer),
     Layer.provideMerge(Answers.layer),
-    Layer.provideMerge(RagObserver.layer(knowledge(settings))),
-    Layer.provideMerge(RagIndex.layer({ directory: settings.stateDir })),
+    Layer.provideMerge(RagObserver.layer(source)),
+    Layer.provideMerge(index),
     Layer.provideMerge(languageModel(settings))
   )
+
+const withoutModel = (settings: Settings): Settings => ({
+  ...settings,
+  openaiApiKey: undefined,
+  openaiBaseUrl: undefined
+})
 
 // A model that is not configured would fail every answer before it is quoted, so then there is none.
 const languageModel = (settings: Settings) => {
@@ -257,5 +307,5 @@ const languageModel = (settings: Settings) => {
 // So that a newcomer's first question is answered before there is a folder.
 const readme = fileURLToPath(new URL("../README.md", import.meta.url))
 
-const knowledge = ({ knowledgeDir }: Settings) =>
+const knowledge = ({ knowledgeDir }: Settings): KnowledgeSource =>
   knowledgeDir === undefined ? { directory: "knowledge", files: [readme] } : { directory: knowledgeDir }

@@ -160,6 +160,25 @@ describe("the life of a service", () => {
       assert.deepStrictEqual(order(yield* standby.lines, ["Instance lock acquired"]), [])
     }))
 
+  for (const mode of ["standby", "takeover"]) {
+    it.live(`ends with 77 in ${mode} when Telegram refuses its token, and leaves the first alone`, () =>
+      Effect.gen(function*() {
+        const first = yield* start()
+        yield* first.line("BOT READY")
+        const second = yield* start({
+          BOT_TOKEN: "123456789:AAcanaryCANARY",
+          TELEGRAM_API_ROOT: first.url,
+          LOCK_FILE: first.lockFile,
+          LOCK_MODE: mode
+        })
+        assert.strictEqual(yield* second.exit, 77)
+        assert.strictEqual(readFileSync(first.lockFile, "utf8"), `${first.pid}\n`)
+        yield* first.kill("SIGTERM")
+        assert.strictEqual(yield* first.exit, 0)
+        assert.deepStrictEqual(order(yield* first.lines, ["Handover requested"]), [])
+      }))
+  }
+
   it.live("exits at once on a second signal, in the middle of a drain", () =>
     Effect.gen(function*() {
       const service = yield* start()

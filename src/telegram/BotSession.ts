@@ -5,7 +5,7 @@
  * the effect that handles it.
  */
 import { Cause, Clock, Context, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule, Schema } from "effect"
-import { type Api, Bot, BotError, type Transformer } from "grammy"
+import { Api, Bot, BotError, type Transformer } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
 // Effect has nothing that reaches code which is called through promises of a library. Fibers keep the async context.
 import { AsyncLocalStorage } from "node:async_hooks"
@@ -37,7 +37,12 @@ export interface BotSessionOptions {
   readonly apiRoot?: string | undefined
   /** How long one call may take before it counts as unanswered; `getUpdates` is bounded by its poller. 60 s when not given. */
   readonly callTimeout?: Duration.Input | undefined
+  /** Who the bot is, where that was asked before the lock was held (`identify`). Telegram is asked when not given. */
+  readonly identity?: Effect.Effect<UserFromGetMe, BotApiError> | undefined
 }
+
+/** What a bot is reached by. */
+export type BotAddress = Pick<BotSessionOptions, "token" | "apiRoot" | "callTimeout">
 
 export class BotSession extends Context.Service<BotSession, {
   /** The grammY bot, for middleware and plugins. `bot.start` and `bot.stop` are not used: the poller is ours. */
@@ -86,21 +91,34 @@ const timerMax = 2_147_483
 const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
   const { token } = options
   const lock = yield* InstanceLock
-  const client = {
-    apiRoot: options.apiRoot ?? "https://api.telegram.org",
-    fetch: yield* BotFetch.fromContext,
-    timeoutSeconds: timerMax,
-    sensitiveLogs: false
-  }
+  const client = yield* clientOf(options)
   const bot = new Bot(Redacted.value(token), { client })
   const context = yield* Effect.context<never>()
   bot.api.config.use(whileLeased(lock, context), countCalls(yield* Clock.Clock, context), cancelWithUpdate)
-  const call = makeCall(bot.api, token, Duration.fromInputUnsafe(options.callTimeout ?? callTimeoutDefault))
+  const call = makeCall(bot.api, options)
 
-  bot.botInfo = yield* Effect.raceFirst(connect(call), lock.lost)
+  bot.botInfo = yield* Effect.raceFirst(options.identity ?? connect(call), lock.lost)
   yield* Effect.addFinalizer(() => Effect.log("Bot session closed"))
   yield* Effect.log("Bot session opened").pipe(Effect.annotateLogs({ bot: `@${bot.botInfo.username}` }))
   return BotSession.of({ bot, me: bot.botInfo, call, handle: makeHandle(bot, token) })
+})
+
+const clientOf = ({ apiRoot }: BotAddress) =>
+  Effect.map(BotFetch.fromContext, (fetch) => ({
+    apiRoot: apiRoot ?? "https://api.telegram.org",
+    fetch,
+    timeoutSeconds: timerMax,
+    sensitiveLogs: false
+  }))
+
+/**
+ * Asks Telegram who the bot is, as opening a session does: a refused token fails at once, an unreachable Telegram is
+ * waited for. It needs no lock and changes nothing, so a standby may ask before its term begins.
+ */
+export const identify = Effect.fnUntraced(function*(bot: BotAddress) {
+  const api = new Api(Redacted.value(bot.token), yield* clientOf(bot))
+  api.config.use(countCalls(yield* Clock.Clock, yield* Effect.context<never>()))
+  return yield* connect(makeCall(api, bot))
 })
 
 // grammY's own `init` retries with sleeps of up to 20 minutes that nothing can interrupt.
@@ -119,8 +137,9 @@ const connect = (call: BotSession["Service"]["call"]) =>
 const unanswered = (method: string, limit: Duration.Duration) =>
   new BotApiError({ method, reason: new Unreachable({ description: `no answer within ${inSeconds(limit)}` }) })
 
-const makeCall =
-  (api: Api, token: Redacted.Redacted, limit: Duration.Duration): BotSession["Service"]["call"] => (method, run) => {
+const makeCall = (api: Api, { callTimeout, token }: BotAddress): BotSession["Service"]["call"] => {
+  const limit = Duration.fromInputUnsafe(callTimeout ?? callTimeoutDefault)
+  return (method, run) => {
     const call = Effect.tryPromise({
       // grammY types the signal by a polyfill that native signals satisfy in all but the type of their events.
       try: (signal) => run(api, signal as unknown as ApiSignal),
@@ -130,6 +149,7 @@ const makeCall =
       ? call
       : Effect.timeoutOrElse(call, { duration: limit, orElse: () => Effect.fail(unanswered(method, limit)) })
   }
+}
 
 const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => {
   const hidden = redact(token)
