@@ -6,7 +6,7 @@
  * `chunkingVersion`, and every index is rebuilt at the next start.
  */
 
-export const chunkingVersion = 1
+export const chunkingVersion = 2
 
 export interface Chunk {
   /** The headings above the chunk, outermost first; empty for text without headings. */
@@ -53,12 +53,13 @@ export const plainSections = (source: string): Iterable<Section> => [{
   lines: source.split("\n").map((text, index) => ({ text: text.trimEnd(), number: index + 1, isCode: false }))
 }]
 
-const atx = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/
+// `s`: without it `.` stops at U+2028, and what stands before one would be tried again from every space of it.
+const atx = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/s
 const closingHashes = /[ \t]#+[ \t]*$/
 const setext = /^ {0,3}(=+|-+)[ \t]*$/
-const fence = /^ {0,3}(?:[-*+>][ \t]+|\d{1,9}[.)][ \t]+)?[ \t]*(`{3,}|~{3,})(.*)$/
+const fence = /^(?: {0,3}(?:[-*+>]|\d{1,9}[.)])(?=[ \t]))?[ \t]*(`{3,}|~{3,})(.*)$/s
 const block = /^ {0,3}(?:[-*+>|]|\d{1,9}[.)])/
-const frontMatterTitle = /^title:[ \t]*(.+)$/
+const frontMatterTitle = /^title:[ \t]*(.+)$/s
 
 /** The sections of a Markdown text, one per heading, with markup taken off and code kept as it is. */
 export function* markdownSections(source: string): Generator<Section> {
@@ -232,8 +233,10 @@ const skipSpace = (body: string, from: number): number => {
   for (let at = from; at < body.length; at++) {
     const character = body.charAt(at)
     if (character === "\n") start = at + 1
-    else if (character !== " " && character !== "\t") break
-    else if (at === body.length - 1) return body.length
+    else if (character !== " " && character !== "\t") {
+      // An indent longer than a chunk is none; left to the next chunks, each of them would look for its end again.
+      return at - start > chunkLengthMax ? at : start
+    } else if (at === body.length - 1) return body.length
   }
   return start
 }

@@ -74,7 +74,7 @@ export const parse = (file: string, bytes: Uint8Array, now: number): Result.Resu
     const line = index + 1
     const content = (lines[index] ?? "").trim()
     if (content === "" || content.startsWith("#")) continue
-    const [, key = "", rest] = /^([A-Za-z_][\w-]*)\s*:(?:\s+(.*))?$/.exec(content) ?? []
+    const [, key = "", rest] = keyForm.exec(content) ?? []
     const text = unquote(rest ?? "")
     if (key === "") problems.push(`line ${line}: "${content.slice(0, 40)}" is not of the form key: value`)
     else if (!isKey(key)) {
@@ -156,11 +156,17 @@ export const parse = (file: string, bytes: Uint8Array, now: number): Result.Resu
 
 export const tooLarge = (size: number) => `it has ${Math.ceil(size / 1024)} kB, and ${sizeMax / 1024} kB is the limit`
 
+// Each of these reads a line once, whatever it holds: `s`, because `.` would stop at U+2028 and begin again from every
+// space before it, and a comment begins at the first space of a run only.
+const keyForm = /^([A-Za-z_][\w-]*)\s*:(?:\s+(.*))?$/s
+const quotedForm = /^(["'])(.*)\1\s*(?:#.*)?$/s
+const comment = /(?<!\s)\s+#.*$/s
+
 /** The value without quotes and comment; undefined when its quotes do not match. */
 const unquote = (text: string): string | undefined => {
-  const quoted = /^(["'])(.*)\1\s*(?:#.*)?$/.exec(text)
+  const quoted = quotedForm.exec(text)
   if (quoted !== null) return quoted[2]?.trim()
-  return /^["']/.test(text) ? undefined : text.replace(/\s+#.*$/, "").trim()
+  return /^["']/.test(text) ? undefined : text.replace(comment, "").trim()
 }
 
 // Programs write fractions of a second; nobody posts by them, so they are cut off.
