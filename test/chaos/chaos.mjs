@@ -4,11 +4,12 @@
  * that freezes, restarts, forgets or drops its sessions, and jumps of the wall clock. Three instances share one lock;
  * numbered messages flow; what the sandbox server saw is the truth (`judge.mjs` says what must hold of it).
  *
- *   node test/chaos/chaos.mjs [--seconds 60] [--lock file|redis|postgres|all] [--seed 1] [--patience 1] [--rogue]
+ *   node test/chaos/chaos.mjs [--seconds 60] [--lock file|redis|postgres|all] [--seed 1] [--gap 1200] [--patience 1]
+ *     [--rogue]
  *
  * `--seconds` is how long faults come, shared between the locks; after that each lock has to come to rest, which takes
  * up to a minute more. A seed gives the same faults in the same order, but the machine decides what they meet.
- * `--patience` stretches limits of time and the pauses between faults on a slow machine, and nothing else. `--rogue` starts an instance behind another
+ * `--gap` is the mean time between two faults in milliseconds. `--patience` stretches limits of time and the pauses between faults on a slow machine, and nothing else. `--rogue` starts an instance behind another
  * lock, to see that this is found. Ends with one line of counts, and with 1 when something did not hold.
  *
  * As root it runs in network and mount namespaces of its own; without, it says which faults it goes without. Needs
@@ -29,6 +30,7 @@ const seconds = Number(option("seconds", "60"))
 const seed = Number(option("seed", String(randomInt(1, 1_000_000))))
 const lock = option("lock", "all")
 const locks = lock === "all" ? ["file", "redis", "postgres"] : lock.split(",")
+const gapGiven = option("gap", undefined)
 const isRogue = process.argv.includes("--rogue")
 const able = capabilities()
 
@@ -44,13 +46,13 @@ const run = async (lock, random) => {
   world.strace = able.strace
   const counts = new Map()
   let violations = []
-  let isOver = false
+  const over = new AbortController()
   // A service manager: whatever ends is started again.
   const keepUp = async (slot) => {
-    while (!isOver) {
+    while (!over.signal.aborted) {
       const life = world.start(slot, random.chance(0.15) && slot.lives > 0 ? { LOCK_MODE: "takeover" } : {})
       await life.over
-      if (!isOver) await sleep(random.between(200, 1_500))
+      if (!over.signal.aborted) await sleep(random.between(200, 1_500))
     }
   }
   const judge = () => {
@@ -86,7 +88,7 @@ const run = async (lock, random) => {
     const running = new Set()
     let lastJudged = Date.now()
     while (Date.now() < end && violations.length === 0) {
-      const gap = Date.now() - Math.log(1 - random.next()) * gaps[lock] * patience
+      const gap = Date.now() - Math.log(1 - random.next()) * (gapGiven ?? gaps[lock] * patience)
       while (Date.now() < Math.min(gap, end)) {
         await sleep(50)
         await world.fleet.collect()
@@ -103,40 +105,30 @@ const run = async (lock, random) => {
       begun.then(() => running.delete(begun))
     }
 
-    // Faults end, and then it must come to rest.
-    await Promise.all(running)
-    await world.fleet.ask("faults", undefined, "DELETE")
-    world.tell("the faults are over")
-    const healed = Date.now()
-    const limit = (world.lease + 2_000 + backoffMax) / 1_000
-    await until("one poller after the faults", limit, async () => {
-      await world.fleet.collect()
-      const leader = world.leader()
-      return leader !== undefined && !isPaused(leader) &&
-        world.history().calls.some(({ at, method, owner, status }) =>
-          at > healed && method === "getUpdates" && status === 200 && owner === leader.owner
-        )
-    }).catch((error) => failed(`liveness: ${error.message}`))
-    const rest = Date.now() - healed
+    // Faults end, and then it must come to rest. After a violation only its report is of interest.
+    const isBroken = violations.length > 0
+    const rest = isBroken ? 0 : await comeToRest(world, running, failed)
     await world.fleet.settle(
-      120,
+      isBroken ? 0 : 120,
       ({ updateId }) => Judge.unanswered(world.history()).setAside.some((one) => one.updateId === updateId)
     )
     await loading
-    isOver = true
-    const left = await world.stopAll()
+    over.abort()
+    const left = isBroken ? [] : await world.stopAll()
     const history = judge()
     for (const text of left) failed(text)
     const { lost, setAside } = Judge.unanswered(history)
-    for (const { number } of lost) failed(`number ${number} was never answered`)
-    for (const { number } of setAside) failed(`number ${number} was set aside, although nothing is wrong with it`)
     const takeovers = Judge.takeovers(history)
-    for (const { kind, millis, owner } of takeovers) {
-      const limit = kind === "SIGTERM" ? 8_000 + 2_000 * patience : world.lease + 2_000 * patience
-      if (millis > limit) failed(`nobody polled for ${millis} ms after ${kind} of ${owner}`)
+    if (!isBroken) {
+      for (const { number } of lost) failed(`number ${number} was never answered`)
+      for (const { number } of setAside) failed(`number ${number} was set aside, although nothing is wrong with it`)
+      for (const { kind, millis, owner } of takeovers) {
+        const limit = kind === "SIGTERM" ? 8_000 + 2_000 * patience : world.lease + 2_000 * patience
+        if (millis > limit) failed(`nobody polled for ${millis} ms after ${kind} of ${owner}`)
+      }
     }
     if (violations.length > 0) report(world, violations)
-    await Promise.race([Promise.all(kept), sleep(5_000)])
+    if (!isBroken) await Promise.race([Promise.all(kept), sleep(5_000)])
     const repeats = Judge.repeats(history, world.busy)
     const pollers = Judge.pollersInTurn(history)
     const two = [
@@ -161,9 +153,26 @@ const run = async (lock, random) => {
     report(world, [{ at: Date.now(), text: error.stack }])
     throw error
   } finally {
-    isOver = true
+    over.abort()
     await world.close()
   }
+}
+
+/** All faults end. Then one poller is demanded within the lease, two seconds and the longest backoff. */
+const comeToRest = async (world, running, failed) => {
+  await Promise.all(running)
+  await world.fleet.ask("faults", undefined, "DELETE")
+  world.tell("the faults are over")
+  const healed = Date.now()
+  await until("one poller after the faults", (world.lease + 2_000 + backoffMax) / 1_000, async () => {
+    await world.fleet.collect()
+    const leader = world.leader()
+    return leader !== undefined && !isPaused(leader) &&
+      world.history().calls.some(({ at, method, owner, status }) =>
+        at > healed && method === "getUpdates" && status === 200 && owner === leader.owner
+      )
+  }).catch((error) => failed(`liveness: ${error.message}`))
+  return Date.now() - healed
 }
 
 /** What went wrong, what happened just before, and how to see it again. */

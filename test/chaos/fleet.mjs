@@ -12,7 +12,7 @@ import { join, resolve } from "node:path"
 import { createInterface } from "node:readline"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import { freePort } from "./servers.mjs"
+import { endWithUs, freePort } from "./servers.mjs"
 
 export { sleep }
 
@@ -47,10 +47,6 @@ export const until = async (what, seconds, probe) => {
 export const startFleet = async (settings) => {
   const folder = mkdtempSync(join(tmpdir(), "soloist-chaos-"))
   const processes = []
-  // However this script ends: what it started does not outlive it.
-  process.once("exit", () => {
-    for (const started of processes) started.kill("SIGKILL")
-  })
   const launch = (env, { onLine = () => {}, prefix = [] } = {}) => {
     const lines = []
     const [command, ...args] = [...prefix, process.execPath, main]
@@ -59,6 +55,7 @@ export const startFleet = async (settings) => {
       env: { PATH: process.env.PATH, HOME: folder, LOG_FORMAT: "json", ...env },
       stdio: ["ignore", "pipe", "inherit"]
     })
+    endWithUs(child)
     const exited = new Promise((resolve) => child.on("exit", (code, signal) => resolve(code ?? signal)))
     const output = createInterface({ input: child.stdout }).on("line", (text) => {
       const line = parse(text)

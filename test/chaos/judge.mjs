@@ -154,8 +154,9 @@ export const outOfOrder = (history) => {
  * (`running`), or had ended so shortly before that the inbox had no chance to remove it (`committing`), or the answer of
  * Telegram to the first one could not arrive (`unknown`), or the inbox could not be written then (`unwritten`).
  *
- * An answer is `committing` when it is no older than the commit interval and one transaction, not counting the time that
- * the process itself was at work or waiting for a processor: `busy(owner, from, to)` in milliseconds.
+ * An update runs until the answer to its answer has passed the link to its process. It is `committing` when that is no
+ * longer ago than the commit interval and one transaction, not counting the time that the process itself was at work or
+ * waiting for a processor: `busy(owner, from, to)` in milliseconds.
  */
 export const repeats = (history, busy = () => 0) => {
   const found = { running: 0, committing: 0, unknown: 0, unwritten: 0, oldest: 0 }
@@ -178,9 +179,10 @@ export const repeats = (history, busy = () => 0) => {
       ].filter((end) => end !== undefined && end >= first.at)
       const taken = Math.min(...ends, never)
       const next = calls[index + 1]
-      const age = taken - endOf(first)
+      const heard = heardAt(first)
+      const age = taken - heard
       if (taken < next.at && age <= 0) found.running++
-      else if (taken < next.at && age <= commitInterval + commitMax + busy(owner, endOf(first), taken)) {
+      else if (taken < next.at && age <= commitInterval + commitMax + busy(owner, heard, taken)) {
         found.committing++
         found.oldest = Math.max(found.oldest, age)
       } else if (during(["telegram", "network"], owner, first.at, Math.min(next.at, endOf(first) + 60_000))) {
@@ -190,13 +192,16 @@ export const repeats = (history, busy = () => 0) => {
         violations.push({
           at: next.at,
           text: `number ${number} was answered again by ${next.owner} at ${next.at}, after ${owner} had answered it ` +
-            (taken === never ? "and lived on" : `${age} ms before its end`)
+            (taken === never ? "and lived on" : `${Math.round(age)} ms before its end`)
         })
       }
     }
   }
   return { ...found, count: found.running + found.committing + found.unknown + found.unwritten, violations }
 }
+
+/** When the process can have heard the answer: when its link passed it on, which is never where it was swallowed. */
+const heardAt = (call) => call.connection === undefined ? endOf(call) : call.deliveredAt ?? never
 
 /** How long after a fault it may be why a process ends. */
 const aftermath = 30_000

@@ -5,6 +5,9 @@
 import { once } from "node:events"
 import { connect, createServer } from "node:net"
 
+/** Answers of one connection that are remembered. A run is judged long before more have come. */
+const deliveriesMax = 10_000
+
 /** What black-holed connections have swallowed is gone for good; after `pass` only new ones work. */
 export const openLink = async ({ host = "127.0.0.1", owner = () => undefined, port }) => {
   let mode = "pass"
@@ -17,12 +20,16 @@ export const openLink = async ({ host = "127.0.0.1", owner = () => undefined, po
     socket.on("error", () => {})
     socket.once("close", () => sockets.delete(socket))
   }
-  const pipe = (from, to) => {
+  const pipe = (from, to, delivered = () => {}) => {
+    const pass = (chunk) => {
+      to.write(chunk)
+      delivered()
+    }
     from.on("data", (chunk) => {
       if (mode === "blackHole") deaf.add(from).add(to)
       if (deaf.has(from)) return
-      if (latency === 0) to.write(chunk)
-      else setTimeout(() => to.write(chunk), latency)
+      if (latency === 0) pass(chunk)
+      else setTimeout(() => pass(chunk), latency)
     })
     from.once("close", () => {
       if (!deaf.has(from)) to.destroy()
@@ -34,7 +41,13 @@ export const openLink = async ({ host = "127.0.0.1", owner = () => undefined, po
       client.resetAndDestroy()
       return
     }
-    const connection = { owner: owner(), openedAt: Date.now(), closedAt: Number.POSITIVE_INFINITY }
+    const connection = {
+      owner: owner(),
+      openedAt: Date.now(),
+      closedAt: Number.POSITIVE_INFINITY,
+      /** When the server's data was passed on, the latest of it. */
+      deliveries: []
+    }
     client.once("close", () => {
       connection.closedAt = Date.now()
     })
@@ -45,7 +58,10 @@ export const openLink = async ({ host = "127.0.0.1", owner = () => undefined, po
     })
     keep(upstream)
     pipe(client, upstream)
-    pipe(upstream, client)
+    pipe(upstream, client, () => {
+      connection.deliveries.push(Date.now())
+      if (connection.deliveries.length > deliveriesMax) connection.deliveries.splice(0, deliveriesMax / 2)
+    })
   }).listen(0, host)
   await once(server, "listening")
   const reset = () => {

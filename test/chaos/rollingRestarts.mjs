@@ -6,18 +6,17 @@
  *     [--mode standby|takeover] [--slow 0]
  *
  * `--mode takeover` sends no signal: the new process asks the old one. `--slow` makes every answer take so many
- * milliseconds. Redis and Postgres are those of REDIS_URL and DATABASE_URL. Needs `npm run build`.
+ * milliseconds. Redis and Postgres are those of REDIS_URL and DATABASE_URL, or are started. Needs `npm run build`.
  */
-import { heading, lockSettings, option, sleep, startFleet, table } from "./fleet.mjs"
+import { heading, isScript, option, sleep, startFleet, table } from "./fleet.mjs"
+import { openStore } from "./servers.mjs"
 
-const lock = option("lock", "file")
-const rounds = Number(option("rounds", "20"))
-const mode = option("mode", "standby")
-const slow = Number(option("slow", "0"))
-const loads = { both: ["busy", "quiet"], busy: ["busy"], quiet: ["quiet"] }[option("load", "both")]
+export const total = "asked to stop -> first poll of the next"
+export const beyond = "  beyond the running handlers"
 
-const run = async (load) => {
-  const fleet = await startFleet(lockSettings(lock))
+/** One series. `wrong` says what did not hold. */
+export const rollingRestarts = async ({ load, mode = "standby", rounds, settings, slow = 0 }) => {
+  const fleet = await startFleet(settings)
   const rows = []
   const wrong = []
   try {
@@ -49,8 +48,8 @@ const run = async (load) => {
       const acquired = next.at("Instance lock acquired")
       const poll = fleet.polls(acquired)[0]?.at ?? polling
       rows.push({
-        "asked to stop -> first poll of the next": poll - asked,
-        "  beyond the running handlers": poll - fleet.handlersEnded(asked, poll),
+        [total]: poll - asked,
+        [beyond]: poll - fleet.handlersEnded(asked, poll),
         "asked to stop -> handlers drained": leader.at("Update handlers drained") - asked,
         "handlers drained -> lock released": leader.at("Instance lock released") - leader.at("Update handlers drained"),
         "lock released -> acquired by the next": acquired - leader.at("Instance lock released"),
@@ -66,21 +65,33 @@ const run = async (load) => {
     const lost = answers.filter(({ times }) => times.length === 0).length
     const twice = answers.filter(({ times }) => times.length > 1).length
     const conflicts = fleet.told409()
-    heading(
-      `rolling restarts: ${lock} lock, ${load}, ${mode}, ${rounds} rounds${slow > 0 ? `, answers take ${slow} ms` : ""}`
-    )
-    table(rows)
-    console.log(`  ${answers.length} messages, ${lost} lost, ${twice} answered twice, ${conflicts} conflicts\n`)
     if (lost > 0 || twice > 0 || conflicts > 0) {
       wrong.push(`${load}: ${lost} lost, ${twice} twice, ${conflicts} conflicts`)
     }
-    return wrong
+    return { rows, messages: answers.length, lost, twice, conflicts, wrong }
   } finally {
     await fleet.end()
   }
 }
 
-const wrong = []
-for (const load of loads) wrong.push(...await run(load))
-for (const line of wrong) console.error(line)
-process.exitCode = wrong.length > 0 ? 1 : 0
+if (isScript(import.meta.url)) {
+  const lock = option("lock", "file")
+  const rounds = Number(option("rounds", "20"))
+  const mode = option("mode", "standby")
+  const slow = Number(option("slow", "0"))
+  const loads = { both: ["busy", "quiet"], busy: ["busy"], quiet: ["quiet"] }[option("load", "both")]
+  const { close, settings } = await openStore(lock)
+  const wrong = []
+  for (const load of loads) {
+    const series = await rollingRestarts({ load, mode, rounds, settings, slow })
+    const { conflicts, lost, messages, rows, twice } = series
+    const delay = slow > 0 ? `, answers take ${slow} ms` : ""
+    heading(`rolling restarts: ${lock} lock, ${load}, ${mode}, ${rounds} rounds${delay}`)
+    table(rows)
+    console.log(`  ${messages} messages, ${lost} lost, ${twice} answered twice, ${conflicts} conflicts\n`)
+    wrong.push(...series.wrong)
+  }
+  await close()
+  for (const line of wrong) console.error(line)
+  process.exitCode = wrong.length > 0 ? 1 : 0
+}

@@ -10,7 +10,7 @@ import { connect, createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { delimiter, dirname, join } from "node:path"
 import { setTimeout as sleep } from "node:timers/promises"
-import pg from "pg"
+import { Client } from "pg"
 
 /** Where a program is, if it is on the path. */
 export const findProgram = (name) =>
@@ -46,17 +46,22 @@ const children = new Set()
 process.once("exit", () => {
   for (const child of children) child.kill("SIGKILL")
 })
+/** However this script ends: what it started does not outlive it. */
+export const endWithUs = (child) => {
+  children.add(child)
+  child.once("exit", () => children.delete(child))
+}
 
 const run = async ({ args, command, cwd, isReady, user }) => {
   let said = ""
   const child = spawn(command, args, { cwd, stdio: ["ignore", "pipe", "pipe"], ...user })
-  children.add(child)
+  endWithUs(child)
   for (const stream of [child.stdout, child.stderr]) {
     stream.on("data", (chunk) => {
       said = (said + chunk).slice(-4_000)
     })
   }
-  const exited = once(child, "exit").then(() => children.delete(child))
+  const exited = once(child, "exit")
   const deadline = Date.now() + 60_000
   while (!await isReady(said)) {
     if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} did not come up:\n${said}`)
@@ -196,7 +201,7 @@ export const startPostgres = async () => {
     await server.exited
   }
   const ask = async (text, values = []) => {
-    const client = new pg.Client({ host: "127.0.0.1", port, user: "postgres", database: "postgres" })
+    const client = new Client({ host: "127.0.0.1", port, user: "postgres", database: "postgres" })
     // A server that is killed meanwhile says so here as well as in the query.
     client.on("error", () => {})
     await client.connect()
@@ -251,4 +256,13 @@ export const startStore = async (lock) => {
       ? "there is no redis-server on the path: install it, for example with apt-get install redis-server"
       : "npm has no embedded Postgres for this platform"
   )
+}
+
+/** The same for runs that do no harm to it: the server of `REDIS_URL` or `DATABASE_URL`, where one is given. */
+export const openStore = async (lock) => {
+  const variable = { redis: "REDIS_URL", postgres: "DATABASE_URL" }[lock]
+  const url = variable === undefined ? undefined : process.env[variable]
+  if (url !== undefined) return { settings: { LOCK: lock, [variable]: url }, close: () => Promise.resolve() }
+  const store = await startStore(lock)
+  return { settings: store.urlAt("127.0.0.1", store.port), close: store.close }
 }

@@ -93,16 +93,16 @@ const scenarios = [
   }
 ]
 
-const run = async (lock, { about, isTakeover = false, names, run }, round) => {
+const run = async (lock, { about, isTakeover = false, run }, round) => {
   const world = await openWorld({ capabilities: { ...capabilities(), faketime: undefined }, instances: 3, lock })
   const wrong = []
   try {
     const { fleet, slots } = world
-    let isOver = false
+    const over = new AbortController()
     const keepUp = async (slot) => {
-      while (!isOver) {
+      while (!over.signal.aborted) {
         await world.start(slot).over
-        if (!isOver) await sleep(500)
+        if (!over.signal.aborted) await sleep(500)
       }
     }
     const kept = [keepUp(slots[0])]
@@ -120,20 +120,20 @@ const run = async (lock, { about, isTakeover = false, names, run }, round) => {
     })
     await run(world, leader, (text) => wrong.push(text))
     end()
-    const over = Date.now()
+    const healed = Date.now()
     // The lease that was forgotten, the answers of a store that has just come back, and the backoff of those who asked.
     await until("one poller again", world.lease / second + 12, async () => {
       await fleet.collect()
       const now = world.leader()
       return now !== undefined &&
         world.history().calls.some(({ at, method, owner, status }) =>
-          at > over && method === "getUpdates" && status === 200 && owner === now.owner
+          at > healed && method === "getUpdates" && status === 200 && owner === now.owner
         )
     }).catch((error) => wrong.push(error.message))
     await sleep(2 * second)
     await fleet.settle()
     await loading
-    isOver = true
+    over.abort()
     wrong.push(...await world.stopAll())
     await Promise.all(kept)
     const history = world.history()

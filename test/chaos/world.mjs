@@ -19,7 +19,7 @@ const stateMegabytes = 24
 export const openWorld = async ({ capabilities, instances = 3, lock }) => {
   const closings = []
   const close = async () => {
-    for (const closing of closings.splice(0).reverse()) await closing()
+    for (const closing of closings.splice(0).toReversed()) await closing()
   }
   try {
     const store = await startStore(lock)
@@ -147,7 +147,28 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
       }
     }
 
+    // How long a process was at work or waiting for a processor, which says how much later than told it may act.
+    const sample = (life) => {
+      const [work, wait] = schedule(life.pid)
+      life.samples ??= []
+      life.samples.push({ at: Date.now(), busy: (work + wait) / 1e6 })
+      if (life.samples.length > 1_000) life.samples.splice(0, 500)
+    }
+    const sampling = setInterval(() => {
+      for (const life of processes.values()) {
+        if (isAlive(life)) sample(life)
+      }
+    }, 10)
+    closings.push(() => clearInterval(sampling))
+    const busy = (owner, from, to) => {
+      const samples = processes.get(owner)?.samples ?? []
+      const first = samples.findLast(({ at }) => at <= from) ?? samples[0]
+      const last = samples.find(({ at }) => at >= to) ?? samples.at(-1)
+      return first === undefined || last === undefined ? 0 : Math.max(0, last.busy - first.busy)
+    }
+
     const kill = (life) => {
+      sample(life)
       life.killedAt = Date.now()
       // A stopped process dies as well.
       life.child.kill("SIGKILL")
@@ -157,6 +178,7 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
       life.child.kill("SIGTERM")
     }
     const pause = (life) => {
+      sample(life)
       const pause = { from: Date.now(), to: undefined }
       life.pauses.push(pause)
       life.child.kill("SIGSTOP")
@@ -166,32 +188,16 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
       }
     }
 
-    // How long each process was at work or waiting for a processor, which says how much later than told it may act.
-    const sampling = setInterval(() => {
-      for (const life of processes.values()) {
-        if (!isAlive(life)) continue
-        const [work, wait] = schedule(life.pid)
-        life.samples ??= []
-        life.samples.push({ at: Date.now(), busy: (work + wait) / 1e6 })
-        if (life.samples.length > 1_000) life.samples.splice(0, 500)
-      }
-    }, 10)
-    closings.push(() => clearInterval(sampling))
-    const busy = (owner, from, to) => {
-      const samples = processes.get(owner)?.samples ?? []
-      const first = samples.findLast(({ at }) => at <= from) ?? samples[0]
-      const last = samples.find(({ at }) => at >= to) ?? samples.at(-1)
-      // What the sampling itself was late by is time that nobody had.
-      return first === undefined || last === undefined ? 0 : Math.max(0, last.busy - first.busy) + 20
-    }
-
     const history = () => {
       for (const call of fleet.calls) {
-        if (call.connection !== undefined || call.owner !== undefined) continue
-        const port = Number(/:(\d+)(?: |$)/.exec(call.client)?.[1])
-        const found = slots.map(({ telegram }) => telegram.connection(port, call.at)).find((one) => one !== undefined)
-        call.connection = found
-        call.owner = found?.owner ?? "nobody we know"
+        if (call.owner === undefined) {
+          const port = Number(/:(\d+)(?: |$)/.exec(call.client)?.[1])
+          call.connection = slots.map(({ telegram }) => telegram.connection(port, call.at)).find(Boolean)
+          call.owner = call.connection?.owner ?? "nobody we know"
+        }
+        // It may be on its way still, and it may have been swallowed.
+        const ended = call.at + call.duration_ms
+        call.deliveredAt ??= call.connection?.deliveries.find((at) => at >= ended)
       }
       return {
         calls: fleet.calls.filter(({ bot }) => bot === fleet.id),
