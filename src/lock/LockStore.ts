@@ -104,7 +104,10 @@ export class LockStore extends Context.Service<LockStore, {
   readonly resource: string
   /** How long a grant is valid without renewal. A store whose grants end with the process (a kernel guard) says so with `infinity`. */
   readonly ttl: Duration.Duration
-  /** One attempt. Asking again with the same owner returns the same grant. */
+  /**
+   * One attempt. Asking again with the same owner returns the same grant and extends it, because whoever asks counts its
+   * trust from the last time it asked.
+   */
   readonly acquire: (holder: Holder) => Effect.Effect<Grant, LockHeld | LockStoreError>
   /** Extends exactly this grant. Never re-acquires: that would hide a loss. */
   readonly renew: (grant: Grant) => Effect.Effect<void, LeaseLost | LockStoreError>

@@ -14,8 +14,14 @@
  * renews. A failover to a replica that had not received the last grant is contained by the wait after it and by the
  * token, but a holder may act beside a new one for up to its trust window if the old primary stays reachable for it.
  *
- * Redis 6.2 or newer. An access list needs `+evalsha +script +subscribe +info +time +publish`, the commands on hashes
- * and keys, and `~{soloist:*`, `&{soloist:*`. Without `+info` a restart is not noticed by its run id.
+ * Redis 6.2 or newer. What an access list has to allow, and no more (a test connects with it):
+ *
+ * ```
+ * -@all +evalsha +script +subscribe +unsubscribe +publish +ping +time +info
+ *   +hget +hmget +hset +hsetnx +hdel +exists +del +pexpire +pttl ~{soloist:* &{soloist:*
+ * ```
+ *
+ * Without `+info` a restart is not noticed by its run id.
  */
 import { Config, Duration, Effect, Layer, Option, Queue, type Redacted, Schedule, Schema } from "effect"
 import { Redis } from "effect/persistence"

@@ -225,8 +225,19 @@ export const laws = <E, R>(
         })
     ),
 
+    law("extends the grant when its owner asks again", ({ a, b, pass }) =>
+      Effect.gen(function*() {
+        const first = holder("first")
+        const grant = yield* a.acquire(first)
+        yield* pass(Duration.times(a.ttl, 0.7))
+        yield* equals("the grant of the second answer", yield* a.acquire(first), grant)
+        yield* pass(Duration.times(a.ttl, 0.7))
+        yield* refusedWith("LockHeld", b.acquire(holder("early")))
+        yield* a.renew(grant)
+      })),
+
     law(
-      "ends a new term, not the old one, when an owner asks again after its lease",
+      "begins a new term when an owner asks again after its lease",
       ({ a, pass }) =>
         Effect.gen(function*() {
           const first = holder("first")

@@ -87,6 +87,18 @@ Server.describeWithAny("PostgresLock", () => {
 
   suite("postgres", Effect.suspend(() => contenders(url)), { clients: 40, sequences: 30 }, it.live)
 
+  it.live("grants a larger token although the server's clock was set back", () =>
+    Effect.gen(function*() {
+      const name = freshName()
+      const store = yield* open({ url, name })
+      yield* store.release(yield* store.acquire(holder("first")))
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`UPDATE instance_lock SET epoch = 8000000000000 WHERE name = ${name}`
+      const grant = yield* store.acquire(holder("second"))
+      assert.strictEqual(grant.fencingToken, 8_000_000_000_001n)
+      yield* store.renew(grant)
+    }).pipe(Effect.provide(sql)))
+
   it.live("refuses a write with a token that is not the newest, and keeps the lock still while it writes", () =>
     Effect.gen(function*() {
       const name = freshName()

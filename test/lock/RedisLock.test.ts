@@ -20,6 +20,18 @@ const patient = Duration.seconds(20)
 /** As if this lock had been granted before, so that Redis is believed however young it is. */
 const believed =
   "redis.call('HSET', KEYS[1], 'token', '1', 'run', string.match(redis.call('INFO', 'server'), 'run_id:(%w+)'))"
+/** As the README and the head of RedisLock.ts say. */
+const minimalRights = [
+  "on",
+  ">pw",
+  "resetkeys",
+  "~{soloist:*",
+  "resetchannels",
+  "&{soloist:*",
+  "-@all",
+  ..."+evalsha +script +subscribe +unsubscribe +publish +ping +time +info".split(" "),
+  ..."+hget +hmget +hset +hsetnx +hdel +exists +del +pexpire +pttl".split(" ")
+]
 /** Makes the lease end that many milliseconds earlier. */
 const older = "redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]) - ARGV[1])"
 const callTimeout = Duration.seconds(1)
@@ -212,6 +224,55 @@ Server.describeWithServer("RedisLock under faults", () => {
       }
     })
   )
+
+  it.live("grants a larger token although the server's clock was set back", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      const ahead = 8_000_000_000_000n
+      yield* server.command("EVAL", believed, "1", Scripts.keysOf("1").fence)
+      yield* server.command("HSET", Scripts.keysOf("1").fence, "token", String(ahead))
+      const store = yield* open({ url: server.url, id: "1" })
+      const grant = yield* store.acquire(holder("first"))
+      assert.strictEqual(grant.fencingToken, ahead + 1n)
+      yield* store.renew(grant)
+    }))
+
+  it.live("does not take an instance that may not read the run id for another server", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      yield* server.command("ACL", "SETUSER", "poor", "on", ">pw", "~*", "&*", "+@all", "-info")
+      const rich = yield* open({ url: server.url, id: "1", ttl: Duration.seconds(20) })
+      const poor = yield* open({
+        url: Redacted.make(`redis://poor:pw@127.0.0.1:${server.port}`),
+        id: "1",
+        ttl: Duration.seconds(20)
+      })
+      yield* server.command("EVAL", believed, "1", Scripts.keysOf("1").fence)
+      for (const store of [rich, poor, rich, poor, rich]) {
+        const grant = yield* store.acquire(holder("next"))
+        yield* store.renew(grant)
+        yield* store.release(grant)
+      }
+    }))
+
+  it.live("is content with the rights that the README names", () =>
+    Effect.gen(function*() {
+      const server = yield* startAged()
+      yield* server.command("ACL", "SETUSER", "bot", ...minimalRights)
+      const where = { url: Redacted.make(`redis://bot:pw@127.0.0.1:${server.port}`), id: "1" }
+      const [a, b] = yield* Effect.all([open(where), open(where)])
+      const grant = yield* a.acquire(holder("first"))
+      yield* a.renew(grant)
+      assert.deepStrictEqual(yield* b.status, grant)
+      yield* Effect.flip(b.acquire(holder("second")))
+      assert.isTrue(yield* b.handover!.request(holder("second")))
+      yield* a.handover!.requested(grant)
+      const waiting = yield* Effect.forkChild(b.changed, { startImmediately: true })
+      yield* a.release(grant)
+      yield* Fiber.join(waiting)
+      yield* b.acquire(holder("second"))
+      assert.notInclude(yield* server.command("ACL", "LOG"), "username")
+    }))
 
   it.live("grants the very first lease at once", () =>
     Effect.gen(function*() {

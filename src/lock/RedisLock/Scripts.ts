@@ -47,7 +47,9 @@ if held[1] then return {'held', held[3], redis.call('PTTL', KEYS[1])} end
 
 local fence = redis.call('HMGET', KEYS[2], 'token', 'run', 'heldBackUntil')
 local heldBackUntil = tonumber(fence[3] or '0')
-if fence[2] and fence[2] ~= run then
+-- Who may not read the run id must not look like another server to those who may.
+if run == '' then run = fence[2] or '' end
+if fence[2] and fence[2] ~= '' and fence[2] ~= run then
   heldBackUntil = now + ttl
 elseif not fence[1] and not fence[3] then
   if ARGV[4] == '1' then heldBackUntil = now + ttl
@@ -74,7 +76,7 @@ local ttl = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[1], 'owner', 'token')
 if held[1] == ARGV[1] and held[2] == ARGV[3] then
   redis.call('PEXPIRE', KEYS[1], ttl)
-  redis.call('HSET', KEYS[2], 'run', run)
+  if run ~= '' then redis.call('HSET', KEYS[2], 'run', run) end
   redis.call('HSETNX', KEYS[2], 'token', ARGV[3])
   return 'renewed'
 end
