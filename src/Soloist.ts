@@ -27,7 +27,7 @@ import {
   Schema,
   Scope
 } from "effect"
-import { LanguageModel } from "effect/ai"
+import * as LanguageModel from "effect/ai/LanguageModel"
 import type { SqlClient } from "effect/sql"
 import type { UserFromGetMe } from "grammy/types"
 import { fileURLToPath } from "node:url"
@@ -43,10 +43,8 @@ import * as WarmStandby from "./lock/WarmStandby.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
 import { Health } from "./operations/Health.ts"
 import * as Logging from "./operations/Logging.ts"
-import * as Probes from "./operations/Probes.ts"
 import { Supervisor, WorkerFailed } from "./operations/Supervisor.ts"
 import * as Rehearsal from "./Rehearsal.ts"
-import { SandboxServer, sandboxToken } from "./sandbox/SandboxServer.ts"
 import { Autoposter } from "./schedule/Autoposter.ts"
 import { Scheduler } from "./schedule/Scheduler.ts"
 import { load, type Settings } from "./SoloistConfig.ts"
@@ -98,12 +96,14 @@ const instance = <E, R, E2>(
   handlers: Layer.Layer<UpdateHandler, E, R>,
   rehearsed: Layer.Layer<UpdateHandler, E2, BotServices | Rehearsal.Stage>
 ) =>
-  Layer.unwrap(Effect.map(identityOf(settings), (identity) => {
+  Layer.unwrap(Effect.gen(function*() {
+    const identity = yield* identityOf(settings)
+    const botId = yield* botOf(settings)
     const rehearsal = Rehearsal.play((session) => bot(settings, rehearsed).pipe(Layer.provide(session)))
     const prepare = Effect.all([identity.ask, rehearsal], { concurrency: "unbounded", discard: true })
     return bot(settings, handlers).pipe(
       Layer.provideMerge(session(settings, identity.known)),
-      Layer.provideMerge(lock(settings, prepare)),
+      Layer.provideMerge(lock(settings, botId, prepare)),
       Layer.provideMerge(probes(settings)),
       Layer.provideMerge(storage(settings)),
       Layer.provideMerge(Supervisor.layer),
@@ -194,11 +194,19 @@ const becomeReady = Effect.gen(function*() {
   yield* Effect.forkScoped(Effect.andThen(poller.ready, health.setReady(true)))
 })
 
-const probes = ({ healthPort }: Settings) =>
-  (healthPort === undefined ? Layer.empty : Probes.layer({ port: healthPort })).pipe(Layer.provideMerge(Health.layer))
+// What not every bot uses is loaded only where it is used: servers and their drivers would cost every start.
+const sandbox = Effect.promise(() => import("./sandbox/SandboxServer.ts"))
+
+const probes = ({ healthPort: port }: Settings) => {
+  const served = port === undefined
+    ? Layer.empty
+    : Layer.unwrap(
+      Effect.map(Effect.promise(() => import("./operations/Probes.ts")), (Probes) => Probes.layer({ port }))
+    )
+  return Layer.provideMerge(served, Health.layer)
+}
 
 /** The main storage that the settings name. */
-// Drivers of servers are loaded only where they are used: they would cost every start.
 export const storage = (
   { databaseUrl, stateDir }: Settings
 ): Layer.Layer<
@@ -232,8 +240,7 @@ const lockStore = (
   return FileLock.layer({ path: lockFile })
 }
 
-const lock = <E, R>(settings: Settings, prepare: Effect.Effect<void, E, R>) => {
-  const bot = botOf(settings)
+const lock = <E, R>(settings: Settings, bot: string, prepare: Effect.Effect<void, E, R>) => {
   const mode = settings.lockMode
   return WarmStandby.layer(InstanceLock.layer({ mode, bot, version }), { mode, prepare }).pipe(
     Layer.provide(lockStore(settings, bot))
@@ -241,10 +248,13 @@ const lock = <E, R>(settings: Settings, prepare: Effect.Effect<void, E, R>) => {
 }
 
 /** The id of the bot that the settings name: the number before the colon of its token, which is no secret. */
-export const botOf = ({ botToken }: Settings): string => {
-  const token = botToken === undefined ? sandboxToken : Redacted.value(botToken)
-  return token.slice(0, token.indexOf(":"))
-}
+export const botOf = ({ botToken }: Settings): Effect.Effect<string> =>
+  Effect.map(
+    botToken === undefined
+      ? Effect.map(sandbox, ({ sandboxToken }) => sandboxToken)
+      : Effect.sync(() => Redacted.value(botToken)),
+    (token) => token.slice(0, token.indexOf(":"))
+  )
 
 /** Who the bot is: what a standby has asked for (`ask`), or else what Telegram says when the session opens (`known`). */
 const identityOf = ({ botToken, telegramApiRoot: apiRoot }: Settings) =>
@@ -261,12 +271,14 @@ const identityOf = ({ botToken, telegramApiRoot: apiRoot }: Settings) =>
 const session = (settings: Settings, identity: BotSessionOptions["identity"]) => {
   const { botToken } = settings
   if (botToken !== undefined) return BotSession.layer({ token: botToken, apiRoot: settings.telegramApiRoot, identity })
-  const sandboxed = Effect.gen(function*() {
-    const { url } = yield* SandboxServer
-    yield* Effect.logInfo(`No BOT_TOKEN is set, so the bot runs against its own sandbox: open ${url}`)
-    return BotSession.layer({ token: Redacted.make(sandboxToken), apiRoot: url })
-  })
-  return Layer.unwrap(sandboxed).pipe(Layer.provide(SandboxServer.layer({ port: settings.sandboxPort })))
+  return Layer.unwrap(Effect.map(sandbox, ({ SandboxServer, sandboxToken }) => {
+    const sandboxed = Effect.gen(function*() {
+      const { url } = yield* SandboxServer
+      yield* Effect.logInfo(`No BOT_TOKEN is set, so the bot runs against its own sandbox: open ${url}`)
+      return BotSession.layer({ token: Redacted.make(sandboxToken), apiRoot: url })
+    })
+    return Layer.unwrap(sandboxed).pipe(Layer.provide(SandboxServer.layer({ port: settings.sandboxPort })))
+  }))
 }
 
 const service = <E, R>(

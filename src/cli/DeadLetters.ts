@@ -50,7 +50,7 @@ const onStorage = <A, E>(use: (requests: Requests, where: string) => Effect.Effe
     const file = (yield* Path.Path).join(settings.stateDir, "soloist.db")
     const isThere = settings.databaseUrl !== undefined || (yield* (yield* FileSystem.FileSystem).exists(file))
     if (!isThere) return yield* new NoDatabase({ file })
-    const botId = Number(Soloist.botOf(settings))
+    const botId = Number(yield* Soloist.botOf(settings))
     const where = `bot ${botId} in ${settings.databaseUrl === undefined ? file : "the database of DATABASE_URL"}`
     return yield* Effect.flatMap(
       SqlClient.SqlClient,

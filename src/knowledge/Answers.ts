@@ -5,7 +5,7 @@
  * nothing fits, the answer is `Unknown`.
  */
 import { Context, type Duration, Effect, Layer, Option } from "effect"
-import { LanguageModel } from "effect/ai"
+import * as LanguageModel from "effect/ai/LanguageModel"
 import { type Passage, type QueryTerm, RagIndex, type RagIndexError } from "./RagIndex.ts"
 import { rewrite } from "./Rewriting.ts"
 import { bestSentences } from "./Sentences.ts"

@@ -6,7 +6,7 @@
  * what was not seen because of a fault is not taken for deleted.
  */
 import { Clock, Duration, Effect } from "effect"
-import { Digest } from "effect/crypto"
+import * as Digest from "effect/crypto/Digest"
 import { isDocument, readChunks, refusalUnread } from "./Documents.ts"
 import { type FolderScan, look, readDocument, scanFiles, scanFolder, type Sighting } from "./Folder.ts"
 import type { RagIndex } from "./RagIndex.ts"

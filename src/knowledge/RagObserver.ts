@@ -18,7 +18,7 @@ import {
   Semaphore,
   Stream
 } from "effect"
-import { Digest } from "effect/crypto"
+import * as Digest from "effect/crypto/Digest"
 import { Health } from "../operations/Health.ts"
 import * as Metrics from "../operations/Metrics.ts"
 import { Supervisor } from "../operations/Supervisor.ts"

@@ -5,7 +5,7 @@
  * an answer that fails a check is never shown.
  */
 import { Duration, Effect, Random, Schema } from "effect"
-import { LanguageModel } from "effect/ai"
+import * as LanguageModel from "effect/ai/LanguageModel"
 import type { Passage } from "./RagIndex.ts"
 import { visible } from "./Tokens.ts"
 

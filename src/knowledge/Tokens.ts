@@ -4,7 +4,8 @@
  * sentences go through this one function, so that equal words are equal tokens everywhere. Whoever changes what comes
  * out of it raises `tokensVersion`, and every index is rebuilt at the next start.
  */
-import snowball from "snowball-stemmers"
+import { createRequire } from "node:module"
+import type snowball from "snowball-stemmers"
 
 export const tokensVersion = 1
 
@@ -79,11 +80,21 @@ const scripts = [
 const dense = /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Thai}\p{Script=Lao}]/u
 const isNumber = /^\p{N}+$/u
 
+type Snowball = typeof snowball
+type Stemmer = ReturnType<Snowball["newStemmer"]>
+
+// Loaded with the first word and not with the service. An import would also search its 870 kB for names to export, which
+// takes five times as long as running them.
+const stemmersOfAllLanguages = (): Snowball => require("snowball-stemmers")
+const require = createRequire(import.meta.url)
+
 export const makeTokenizer = (languages: Languages = defaultLanguages): Tokenizer => {
-  const stemmers = scripts.flatMap(([script, starts]) => {
-    const language = languages[script]
-    return language === undefined ? [] : [{ starts, stemmer: snowball.newStemmer(language) }]
-  })
+  let made: ReadonlyArray<{ readonly starts: RegExp; readonly stemmer: Stemmer }> | undefined
+  const stemmers = () =>
+    made ??= scripts.flatMap(([script, starts]) => {
+      const language = languages[script]
+      return language === undefined ? [] : [{ starts, stemmer: stemmersOfAllLanguages().newStemmer(language) }]
+    })
   const cache = new Map<string, ReadonlyArray<Token>>()
 
   const tokensOfWord = (written: string): ReadonlyArray<Token> => {
@@ -96,7 +107,7 @@ export const makeTokenizer = (languages: Languages = defaultLanguages): Tokenize
   }
   const analyse = (written: string): ReadonlyArray<Token> => {
     if (isNumber.test(written)) return [{ token: written, word: written, isWord: true }]
-    for (const { starts, stemmer } of stemmers) {
+    for (const { starts, stemmer } of stemmers()) {
       if (starts.test(written)) return [{ token: stemmer.stem(written), word: written, isWord: true }]
     }
     return groups(written, dense.test(written) ? 2 : 4).map((token) => ({ token, word: written, isWord: false }))

@@ -24,7 +24,7 @@ import {
   Schema,
   Semaphore
 } from "effect"
-import { Digest } from "effect/crypto"
+import * as Digest from "effect/crypto/Digest"
 import type { SqlClient, SqlError } from "effect/sql"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import type { LeaseLost } from "../lock/LockStore.ts"

@@ -4,7 +4,7 @@
  * connection, so statements queue behind an open transaction and a transaction is never interleaved.
  */
 import { Duration, Effect, Layer, Scope, Semaphore, Stream } from "effect"
-import { Reactivity } from "effect/reactivity"
+import * as Reactivity from "effect/reactivity/Reactivity"
 import { SqlClient, type SqlConnection, SqlError, Statement } from "effect/sql"
 import Database from "libsql"
 
