@@ -16,6 +16,7 @@ import * as Metrics from "../operations/Metrics.ts"
 import { connectBackoff, inSeconds } from "./Backoff.ts"
 import { BotApiError, fromUnknown, redact, Unreachable } from "./BotApiError.ts"
 import * as BotFetch from "./BotFetch.ts"
+import { makeRun } from "./BotSession/UpdateContext.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
 export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerFailed", {
@@ -100,7 +101,7 @@ const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
   bot.botInfo = yield* Effect.raceFirst(options.identity ?? connect(call), lock.lost)
   yield* Effect.addFinalizer(() => Effect.log("Bot session closed"))
   yield* Effect.log("Bot session opened").pipe(Effect.annotateLogs({ bot: `@${bot.botInfo.username}` }))
-  return BotSession.of({ bot, me: bot.botInfo, call, handle: makeHandle(bot, token) })
+  return BotSession.of({ bot, me: bot.botInfo, call, handle: makeHandle(makeRun(bot, client), token) })
 })
 
 const clientOf = ({ apiRoot }: BotAddress) =>
@@ -151,13 +152,16 @@ const makeCall = (api: Api, { callTimeout, token }: BotAddress): BotSession["Ser
   }
 }
 
-const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["handle"] => {
+const makeHandle = (
+  run: (update: Update) => Promise<unknown>,
+  token: Redacted.Redacted
+): BotSession["Service"]["handle"] => {
   const hidden = redact(token)
   return (update) =>
     Effect.withFiber((fiber) =>
       Effect.callback((resume) => {
         const current = new Handled(fiber.context)
-        handling.run(current, handleUpdate, bot, update).then(
+        handling.run(current, run, update).then(
           () => resume(Effect.void),
           (cause) =>
             resume(Effect.fail(new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, hidden) })))
@@ -169,8 +173,6 @@ const makeHandle = (bot: Bot, token: Redacted.Redacted): BotSession["Service"]["
       })
     )
 }
-
-const handleUpdate = (bot: Bot, update: Update): Promise<void> => bot.handleUpdate(update)
 
 /** One of these is made for each update, so what few updates need is made when they ask for it. */
 class Handled implements Handling {

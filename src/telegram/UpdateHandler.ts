@@ -98,26 +98,37 @@ export const reply = (
 export const effectMiddleware = <C extends GrammyContext, E, R>(
   handler: EffectHandler<C, E, R>
 ): Effect.Effect<MiddlewareFn<C>, never, HandlerServices<R>> =>
-  Effect.map(Effect.context<HandlerServices<R>>(), (host): MiddlewareFn<C> => (ctx, next) => {
-    const current = handling.getStore()
-    // Between the start of an update and its first handler are promises. A fiber that begins after the update was cut
-    // would be waited for by nobody.
-    if (current?.isCut() === true) return Promise.reject(new DOMException("The update was interrupted", "AbortError"))
-    const context = current === undefined ? host : nest(host, current.context)
-    const fiber = Effect.runForkWith(context)(scoped(handler(ctx, rest(next))))
-    current?.fibers.add(fiber)
-    return new Promise<void>((resolve, reject) => {
-      fiber.addObserver((exit) => {
-        current?.fibers.delete(fiber)
-        if (Exit.isSuccess(exit)) resolve()
-        else reject(Cause.squash(exit.cause))
+  Effect.map(Effect.context<HandlerServices<R>>(), (host): MiddlewareFn<C> => {
+    const contextOf = nesting(host)
+    return (ctx, next) => {
+      const current = handling.getStore()
+      // Between the start of an update and its first handler are promises. A fiber that begins after the update was cut
+      // would be waited for by nobody.
+      if (current?.isCut() === true) return Promise.reject(new DOMException("The update was interrupted", "AbortError"))
+      const context = current === undefined ? host : contextOf(current.context)
+      const fiber = Effect.runForkWith(context)(scoped(handler(ctx, rest(next))))
+      current?.fibers.add(fiber)
+      return new Promise<void>((resolve, reject) => {
+        fiber.addObserver((exit) => {
+          current?.fibers.delete(fiber)
+          if (Exit.isSuccess(exit)) resolve()
+          else reject(Cause.squash(exit.cause))
+        })
       })
-    })
+    }
   })
 
 // Services are the host's, also where the poller was given others of the same kind; what nests comes from the update.
-const nest = <R>(host: Context.Context<R>, update: Context.Context<never>): Context.Context<R> =>
-  Context.merge(Context.merge(update, host), nested(update))
+// Updates that are not traced come with the same context one after the other.
+const nesting = <R>(host: Context.Context<R>) => {
+  let last: { readonly update: Context.Context<never>; readonly context: Context.Context<R> } | undefined
+  return (update: Context.Context<never>): Context.Context<R> => {
+    if (last?.update !== update) {
+      last = { update, context: Context.merge(Context.merge(update, host), nested(update)) }
+    }
+    return last.context
+  }
+}
 
 const nested = Context.pick(
   Clock.Clock,

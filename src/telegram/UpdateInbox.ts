@@ -8,7 +8,7 @@
  * sequence of ids. An honest server never repeats what a later offset has confirmed.
  */
 import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema } from "effect"
-import { SqlClient } from "effect/sql"
+import { SqlClient, type SqlError } from "effect/sql"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
@@ -18,6 +18,7 @@ import { Supervisor } from "../operations/Supervisor.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
+import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
 
 /** The storage behind the inbox could not be used. Nothing was confirmed, so Telegram still has what is missing. */
 export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
@@ -194,9 +195,13 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const table = InboxTable.make({ sql, botId: me.id, fencingToken: lock.fencingToken })
   const commitInterval = Duration.toMillis(Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault))
   const recent = new RecentIds()
+  const live = new LiveBatches()
+  /** Those with a row of their own that have ended. */
   const finished = new Set<number>()
-  /** No update that is finished and not removed has ended before this. */
+  /** None of them has ended before this. */
   let finishedSince = 0
+  /** Some updates may have a row of their own. */
+  let hasRows = true
   let isSuspected = false
   const hasFinished = yield* Latch.make(false)
 
@@ -206,54 +211,108 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       Effect.retry({ schedule: storageRetry, while: (error) => error._tag === "InboxError" && error.isRetryable })
     )
 
-  /** Writes in one transaction, unless a newer holder has written. What is finished is removed with it. */
-  const write = <A, E>(operation: string, offset: number | undefined, run: Effect.Effect<A, E>) =>
+  /**
+   * Writes in one transaction, unless a newer holder has written. What has ended is removed with it, as far as `plan`
+   * goes, and `run` is done after that.
+   */
+  const write = <A, E>(operation: string, run: Effect.Effect<A, E>, { offset, plan }: WriteOptions = {}) =>
     attempt(
       operation,
       sql.withTransaction(Effect.suspend(() => {
         const began = clock.currentTimeMillisUnsafe()
-        const ids = [...finished].slice(0, removalMax)
+        const planned = plan === undefined ? live.plan(began - commitInterval) : plan()
+        const ids = finished.size === 0 ? none : [...finished].slice(0, removalMax)
         return table.fence(offset).pipe(
-          Effect.andThen(ids.length === 0 ? Effect.void : Effect.asVoid(table.remove(ids))),
+          Effect.andThen(ids.length === 0 ? Effect.void : remove(ids)),
+          Effect.andThen(follow(planned)),
           Effect.andThen(run),
-          Effect.map((result) => ({ result, began, ids }))
+          Effect.map((result) => ({ result, began, ids, planned }))
         )
       }))
     ).pipe(
-      Effect.map(({ began, ids, result }) => {
+      Effect.map(({ began, ids, planned, result }) => {
         for (const id of ids) finished.delete(id)
+        for (const id of live.done(planned)) finished.add(id)
         if (ids.length < removalMax) finishedSince = began
-        if (finished.size === 0) hasFinished.closeUnsafe()
+        if (finished.size === 0 && live.endedSince === undefined) hasFinished.closeUnsafe()
         return result
       }),
       Effect.uninterruptible
     )
 
-  const commit = write("remove finished updates", undefined, Effect.void)
-  const commitAll = Effect.suspend(() => commit).pipe(Effect.repeat({ while: () => finished.size > 0 }))
-  // A batch that is stored removes what is finished, so that there is nothing to do here while updates flow.
+  const remove = (ids: ReadonlyArray<number>) =>
+    Effect.andThen(table.remove(ids), Effect.map(table.hasRows, (has) => void (hasRows = has)))
+
+  const follow = ({ ended, split }: Plan): Effect.Effect<void, SqlError.SqlError> => {
+    if (ended.length === 0 && split.length === 0) return Effect.void
+    if (split.length > 0) hasRows = true
+    const moved = Effect.forEach(split, ({ batch, rest }) => table.insert(rest, batch.storedAt), { discard: true })
+    return Effect.andThen(
+      moved,
+      table.removeBatches([...ended, ...split.map(({ batch }) => batch)].map(({ id }) => id))
+    )
+  }
+
+  /** Writes about one update, which has a row of its own then. */
+  const writeRow = <A, E>(operation: string, updateId: number, run: Effect.Effect<A, E>) =>
+    write(operation, run, { plan: () => live.plan(clock.currentTimeMillisUnsafe() - commitInterval, updateId) })
+
+  const commit = write("remove finished updates", Effect.void)
+  const commitAll = Effect.suspend(() =>
+    write("remove finished updates", Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
+  ).pipe(Effect.repeat({ while: () => finished.size > 0 }))
+  const endedSince = () =>
+    Math.min(
+      finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince,
+      live.endedSince ?? Number.POSITIVE_INFINITY
+    )
+  // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
-      const wait = finishedSince + commitInterval - clock.currentTimeMillisUnsafe()
-      return wait > 0 ? Effect.sleep(wait) : commitAll
+      const wait = endedSince() + commitInterval - clock.currentTimeMillisUnsafe()
+      return wait > 0 ? Effect.sleep(wait) : commit
     })),
     Effect.forever
   )
 
   const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
-    const candidates = recent.unknownOf(batch)
+    const candidates = recent.unknownOf(batch).filter(({ update_id: id }) => !live.has(id))
     const storedAt = clock.currentTimeMillisUnsafe()
-    const known = yield* write(
+    const batchId = live.next()
+    const keep = (fresh: ReadonlyArray<Update>) =>
+      fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(batchId, fresh, storedAt), fresh)
+    const fresh = yield* write(
       "store a batch",
-      offsetAfter(batch, 0),
-      candidates.length === 0 ? Effect.succeed(nothing) : Effect.flatMap(table.knownOf(candidates), (known) => {
-        const fresh = known.size === 0 ? candidates : candidates.filter(({ update_id }) => !known.has(update_id))
-        return fresh.length === 0 ? Effect.succeed(known) : Effect.as(table.insert(fresh, storedAt), known)
-      })
+      // Few updates have rows, and most of the time none.
+      candidates.length === 0 || !hasRows ? keep(candidates) : Effect.flatMap(
+        table.knownOf(candidates),
+        (known) => keep(known.size === 0 ? candidates : candidates.filter(({ update_id: id }) => !known.has(id)))
+      ),
+      { offset: offsetAfter(batch, 0) }
     )
+    live.add(batchId, fresh, storedAt)
     recent.add(candidates)
-    return known.size === 0 ? candidates : candidates.filter(({ update_id }) => !known.has(update_id))
+    return fresh
   }, Effect.uninterruptible)
+
+  /** Gives each update that a previous run has left a row of its own. */
+  const unpack = Effect.fnUntraced(function*() {
+    let last = 0
+    for (let batch = yield* table.batchAfter(last); batch !== undefined; batch = yield* table.batchAfter(last)) {
+      last = batch.id
+      live.startAfter(last)
+      if (batch.updates === undefined) {
+        yield* Effect.logError("A stored batch cannot be read; it stays in the inbox and is not handled").pipe(
+          Effect.annotateLogs({ batch_id: batch.id })
+        )
+      } else {
+        yield* table.insert(batch.updates, batch.storedAt)
+        yield* table.removeBatches([batch.id])
+      }
+    }
+    hasRows = yield* table.hasRows
+    return yield* table.open
+  })
 
   const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
     const rows = yield* attempt("read unfinished updates", table.leftovers(page))
@@ -265,50 +324,74 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         )
       }
     }
-    return rows
+    const unsplit = live.updates(page.after).map((update): Leftover => ({
+      updateId: update.update_id,
+      lane: laneOf(update),
+      update,
+      attempts: 0,
+      crashes: 0
+    }))
+    return unsplit.length === 0 ? rows : [...rows, ...unsplit].sort(byId).slice(0, page.limit)
   })
 
-  const hadCrashed = yield* write("open", undefined, table.open)
-  const close = Effect.suspend(() => write("close", undefined, table.close(isSuspected)))
-  yield* Effect.addFinalizer(() =>
-    bounded("The update inbox")(Effect.andThen(finished.size > 0 ? commitAll : Effect.void, close))
-  )
+  const backlog = Effect.map(attempt("read the backlog", table.backlog), ({ lanes, suspects }) => {
+    const all = new Map(lanes)
+    for (const lane of live.updates().map(laneOf)) all.set(lane, (all.get(lane) ?? 0) + 1)
+    return { lanes: all, suspects, hadCrashed }
+  })
+
+  const hadCrashed = yield* write("open", Effect.suspend(unpack))
+  const close = Effect.suspend(() => write("close", table.close(isSuspected)))
+  yield* Effect.addFinalizer(() => bounded("The update inbox")(Effect.andThen(commitAll, close)))
   yield* fork("update inbox", commitForever)
   return UpdateInbox.of({
     isDurable: true,
     store: (batch) => batch.length === 0 ? Effect.succeed([]) : store(batch),
     finish: (updateId) =>
       Effect.sync(() => {
-        if (finished.size === 0) {
-          finishedSince = clock.currentTimeMillisUnsafe()
-          hasFinished.openUnsafe()
+        const now = clock.currentTimeMillisUnsafe()
+        if (!live.end(updateId, now)) {
+          if (finished.size === 0) finishedSince = now
+          finished.add(updateId)
         }
-        finished.add(updateId)
+        hasFinished.openUnsafe()
       }),
     unfinished: (page) =>
-      Effect.map(leftovers(page), (rows) => rows.flatMap(({ update }) => update === undefined ? [] : [update])),
+      Effect.map(leftovers(page), (found) => found.flatMap(({ update }) => update === undefined ? [] : [update])),
     leftovers,
     offset: attempt("read the offset", table.offset),
-    backlog: Effect.map(attempt("read the backlog", table.backlog), (backlog) => ({ ...backlog, hadCrashed })),
-    failed: (updateId) => write("count a failed attempt", undefined, table.countAttempt(updateId)),
+    backlog,
+    failed: (updateId) => writeRow("count a failed attempt", updateId, table.countAttempt(updateId)),
     suspect: (updateId) =>
       Effect.suspend(() => {
         isSuspected = true
-        return write("mark an update", undefined, table.countCrash(updateId))
+        return writeRow("mark an update", updateId, table.countCrash(updateId))
       }),
-    setAside: (letter) => write("set an update aside", undefined, table.setAside(letter)),
+    setAside: (letter) => writeRow("set an update aside", letter.update.update_id, table.setAside(letter)),
     deadLetters: (page) => attempt("read dead letters", table.deadLetters(page)),
     deadLetterCount: attempt("count dead letters", table.deadLetterCount),
     takeBack: (updateId) =>
       Effect.flatMap(
         Clock.currentTimeMillis,
-        (now) => write("take a dead letter back", undefined, table.takeBack(updateId, now))
+        (now) =>
+          write(
+            "take a dead letter back",
+            Effect.tap(table.takeBack(updateId, now), () => Effect.sync(() => void (hasRows = true)))
+          )
       ),
-    drop: (updateId) => write("drop a dead letter", undefined, table.drop(updateId))
+    drop: (updateId) => write("drop a dead letter", table.drop(updateId))
   })
 })
 
-const nothing: ReadonlySet<number> = new Set<number>()
+interface WriteOptions {
+  /** What to ask Telegram for from now on. */
+  readonly offset?: number
+  /** What to do with the batches. What has ended a commit interval ago when not given. */
+  readonly plan?: () => Plan
+}
+
+const none: ReadonlyArray<number> = []
+const byId = (a: Leftover, b: Leftover): number => a.updateId - b.updateId
 
 /** The latest ids that were stored, oldest first. */
 class RecentIds {

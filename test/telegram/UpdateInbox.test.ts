@@ -28,6 +28,18 @@ const open = (fencingToken = 7n, bot = me.id) =>
     return { inbox: yield* Effect.provideContext(UpdateInbox, context), close: Scope.close(scope, Exit.void) }
   })
 
+/** What is where. */
+const tables = Effect.map(SqlClient.SqlClient, (sql) => ({
+  batches: Effect.map(
+    sql<{ readonly batch_id: number }>`SELECT batch_id FROM update_batches ORDER BY batch_id`,
+    (found) => found.map((row) => row.batch_id)
+  ),
+  rows: Effect.map(
+    sql<{ readonly update_id: number }>`SELECT update_id FROM update_inbox ORDER BY update_id`,
+    (found) => found.map((row) => row.update_id)
+  )
+}))
+
 describe("UpdateInbox (sql)", () => {
   it.effect("has after a restart what was not finished, and the offset", () =>
     Effect.gen(function*() {
@@ -41,27 +53,78 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual(ids(yield* after.inbox.store([textUpdate(3), textUpdate(4)])), [4])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("removes finished updates within 10 ms, together, or with the next batch", () =>
+  it.effect("keeps a batch in one row, and gives what takes longer rows of its own after 10 ms", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
-      const sql = yield* SqlClient.SqlClient
-      const rows = Effect.map(sql`SELECT update_id FROM update_inbox ORDER BY update_id`, (found) => found.length)
+      const { batches, rows } = yield* tables
       yield* inbox.store([1, 2, 3, 4].map((id) => textUpdate(id)))
       yield* inbox.finish(1)
       yield* inbox.finish(2)
-      assert.strictEqual(yield* rows, 4)
-      yield* TestClock.adjust("10 millis")
-      assert.strictEqual(yield* rows, 2)
+      yield* TestClock.adjust("9 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[1], []])
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [3, 4]])
       yield* inbox.finish(3)
-      yield* inbox.store([textUpdate(5)])
-      assert.strictEqual(yield* rows, 2)
+      yield* TestClock.adjust("10 millis")
+      assert.deepStrictEqual(yield* rows, [4])
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [4])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("removes a batch that has ended within 10 ms, or with the next one", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const { batches, rows } = yield* tables
+      yield* inbox.store([textUpdate(1), textUpdate(2)])
+      yield* inbox.finish(2)
+      yield* inbox.finish(1)
+      assert.deepStrictEqual(yield* batches, [1])
+      yield* inbox.store([textUpdate(3)])
+      assert.deepStrictEqual(yield* batches, [2])
+      yield* inbox.finish(3)
+      yield* TestClock.adjust("10 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("gives an update a row of its own when it fails, is suspected or set aside", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const { batches, rows } = yield* tables
+      yield* inbox.store([1, 2, 3].map((id) => textUpdate(id)))
+      yield* inbox.failed(2)
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [1, 2, 3]])
+      yield* inbox.store([4, 5].map((id) => textUpdate(id)))
+      yield* inbox.suspect(5)
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [1, 2, 3, 4, 5]])
+      yield* inbox.store([6, 7].map((id) => textUpdate(id)))
+      yield* inbox.setAside({ update: textUpdate(6), reason: "failed", error: "x", attempts: 3, setAsideAt: 0 })
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [1, 2, 3, 4, 5, 7]])
+      const found = yield* inbox.leftovers(all)
+      assert.deepStrictEqual(found.map(({ attempts, crashes }) => [attempts, crashes]), [
+        [0, 0],
+        [1, 0],
+        [0, 0],
+        [0, 0],
+        [0, 1],
+        [0, 0]
+      ])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("does not take a repetition for new, whether it has a row of its own or not", () =>
+    Effect.gen(function*() {
+      const before = yield* open()
+      yield* before.inbox.store([1, 2, 3].map((id) => textUpdate(id)))
+      yield* before.inbox.finish(1)
+      const { inbox } = yield* open(8n)
+      assert.deepStrictEqual(ids(yield* inbox.store([1, 2, 3, 4].map((id) => textUpdate(id)))), [4])
+      assert.deepStrictEqual(ids(yield* inbox.store([4, 5].map((id) => textUpdate(id)))), [5])
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 2, 3, 4, 5])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
   it.effect("stores a batch as a whole or not at all", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
       const sql = yield* SqlClient.SqlClient
-      yield* sql`CREATE TRIGGER fail BEFORE INSERT ON update_inbox WHEN NEW.update_id = 3
+      yield* sql`CREATE TRIGGER fail BEFORE INSERT ON update_batches
         BEGIN SELECT RAISE(ABORT, 'disk full'); END`
       const error = yield* Effect.flip(inbox.store([textUpdate(1), textUpdate(2), textUpdate(3)]))
       assert.strictEqual(error._tag, "InboxError")
@@ -99,13 +162,21 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual(ids(yield* b.inbox.unfinished(all)), [])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("passes over a stored update that cannot be read", () =>
+  it.effect("passes over a stored update that cannot be read, and over a batch", () =>
     Effect.gen(function*() {
-      const { inbox } = yield* open()
+      const first = yield* open()
       const sql = yield* SqlClient.SqlClient
-      yield* inbox.store([textUpdate(1), textUpdate(2)])
+      yield* first.inbox.store([textUpdate(1), textUpdate(2)])
+      yield* first.inbox.failed(1)
+      yield* first.inbox.store([textUpdate(3)])
+      yield* first.inbox.store([textUpdate(4)])
       yield* sql`UPDATE update_inbox SET payload = 'not json' WHERE update_id = 1`
-      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [2])
+      yield* sql`UPDATE update_batches SET payload = '[{' WHERE batch_id = 2`
+      const { inbox } = yield* open(8n)
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [2, 4])
+      yield* inbox.store([textUpdate(5)])
+      const { batches } = yield* tables
+      assert.deepStrictEqual(yield* batches, [2, 4])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
   it.effect("stores tokens that no number holds exactly", () =>

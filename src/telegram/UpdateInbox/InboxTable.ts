@@ -2,8 +2,9 @@
  * The statements of the SQL inbox, the same for SQLite and Postgres. The invariant: `fence` comes first in every
  * transaction that writes. It refuses a former holder, and it makes the writers of one bot wait for each other.
  *
- * Batches go as one statement, with numbered parameters so that what all rows share is bound once; lists of ids go as
- * one parameter, so that the text of the statement stays the same and is prepared once.
+ * A batch is one row at first, and rows of its updates only if they take long. Rows go as one statement, with numbered
+ * parameters so that what all share is bound once; lists of ids go as one parameter, so that the text of the statement
+ * stays the same and is prepared once.
  */
 import { Effect, Option } from "effect"
 import type { SqlClient, SqlError } from "effect/sql"
@@ -21,8 +22,8 @@ export const make = ({ botId, fencingToken, sql }: {
   const parameter = (index: number) => `${isPostgres ? "$" : "?"}${index}`
   const idsOf = (ids: ReadonlyArray<number>) =>
     isPostgres
-      ? sql`update_id IN (SELECT value::bigint FROM json_array_elements_text(${JSON.stringify(ids)}::json))`
-      : sql`update_id IN (SELECT value FROM json_each(${JSON.stringify(ids)}))`
+      ? sql`(SELECT value::bigint FROM json_array_elements_text(${JSON.stringify(ids)}::json))`
+      : sql`(SELECT value FROM json_each(${JSON.stringify(ids)}))`
 
   const superseded = () =>
     new LeaseLost({
@@ -90,7 +91,7 @@ export const make = ({ botId, fencingToken, sql }: {
     knownOf: (updates: ReadonlyArray<Update>): Effect.Effect<ReadonlySet<number>, SqlError.SqlError> =>
       Effect.map(
         sql<{ readonly update_id: number | string }>`SELECT update_id FROM update_inbox
-          WHERE bot_id = ${botId} AND ${idsOf(updates.map((update) => update.update_id))}`,
+          WHERE bot_id = ${botId} AND update_id IN ${idsOf(updates.map((update) => update.update_id))}`,
         (rows) => new Set(rows.map((row) => Number(row.update_id)))
       ),
 
@@ -101,7 +102,34 @@ export const make = ({ botId, fencingToken, sql }: {
         { discard: true }
       ),
 
-    remove: (ids: ReadonlyArray<number>) => sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND ${idsOf(ids)}`,
+    remove: (ids: ReadonlyArray<number>) =>
+      sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND update_id IN ${idsOf(ids)}`,
+
+    insertBatch: (batchId: number, updates: ReadonlyArray<Update>, storedAt: number) =>
+      sql`INSERT INTO update_batches (bot_id, batch_id, payload, stored_at)
+        VALUES (${botId}, ${batchId}, ${JSON.stringify(updates)}, ${storedAt})`,
+
+    removeBatches: (batchIds: ReadonlyArray<number>) =>
+      sql`DELETE FROM update_batches WHERE bot_id = ${botId} AND batch_id IN ${idsOf(batchIds)}`,
+
+    /** The first batch after this one. */
+    batchAfter: (batchId: number): Effect.Effect<StoredBatch | undefined, SqlError.SqlError> =>
+      Effect.map(
+        sql<BatchRow>`SELECT batch_id, payload, stored_at FROM update_batches
+          WHERE bot_id = ${botId} AND batch_id > ${batchId} ORDER BY batch_id LIMIT 1`,
+        ([row]) =>
+          row && {
+            id: Number(row.batch_id),
+            updates: decode<ReadonlyArray<Update>>(row.payload),
+            storedAt: Number(row.stored_at)
+          }
+      ),
+
+    /** Whether an update has a row of its own. */
+    hasRows: Effect.map(
+      sql`SELECT 1 AS found FROM update_inbox WHERE bot_id = ${botId} LIMIT 1`,
+      (found) => found.length > 0
+    ),
 
     backlog: Effect.map(
       sql<{ readonly lane: string; readonly updates: number | string; readonly suspects: number | string }>`
@@ -121,7 +149,7 @@ export const make = ({ botId, fencingToken, sql }: {
           rows.map((row) => ({
             updateId: Number(row.update_id),
             lane: row.lane,
-            update: decode(row.payload),
+            update: decode<Update>(row.payload),
             attempts: row.attempts,
             crashes: row.crashes
           }))
@@ -149,7 +177,7 @@ export const make = ({ botId, fencingToken, sql }: {
           WHERE bot_id = ${botId} AND update_id > ${after ?? -1} ORDER BY update_id LIMIT ${limit}`,
         (rows) =>
           rows.flatMap((row): ReadonlyArray<DeadLetter> => {
-            const update = decode(row.payload)
+            const update = decode<Update>(row.payload)
             if (update === undefined) return []
             const { attempts, error, reason } = row
             return [{ update, reason, error, attempts, setAsideAt: Number(row.set_aside_at) }]
@@ -164,7 +192,7 @@ export const make = ({ botId, fencingToken, sql }: {
     takeBack: Effect.fnUntraced(function*(updateId: number, now: number) {
       const [row] = yield* sql<{ readonly payload: string }>`SELECT payload FROM dead_letters
         WHERE bot_id = ${botId} AND update_id = ${updateId}`
-      const update = row === undefined ? undefined : decode(row.payload)
+      const update = row === undefined ? undefined : decode<Update>(row.payload)
       if (update === undefined) return Option.none<Update>()
       yield* sql`INSERT INTO update_inbox (bot_id, update_id, lane, payload, stored_at)
         VALUES (${botId}, ${updateId}, ${laneOf(update)}, ${JSON.stringify(update)}, ${now})
@@ -189,6 +217,19 @@ interface InboxRow {
   readonly crashes: number
 }
 
+interface BatchRow {
+  readonly batch_id: number | string
+  readonly payload: string
+  readonly stored_at: number | string
+}
+
+/** A batch that a previous run has left. `updates` is undefined when what is stored cannot be read. */
+export interface StoredBatch {
+  readonly id: number
+  readonly updates: ReadonlyArray<Update> | undefined
+  readonly storedAt: number
+}
+
 interface LetterRow {
   readonly payload: string
   readonly reason: DeadLetter["reason"]
@@ -198,5 +239,5 @@ interface LetterRow {
 }
 
 // What is stored here was an update when it came from Telegram; a row that is not even JSON was damaged since.
-const decode = (payload: string): Update | undefined =>
-  Option.getOrUndefined(Option.liftThrowable((): Update => JSON.parse(payload))())
+const decode = <A>(payload: string): A | undefined =>
+  Option.getOrUndefined(Option.liftThrowable((): A => JSON.parse(payload))())

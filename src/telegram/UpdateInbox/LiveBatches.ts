@@ -1,0 +1,110 @@
+/**
+ * The batches of this run that are stored in one row each, and which of their updates have ended. The invariant: an
+ * update is live from the transaction that stores its batch to the one that deletes the row or moves what is left of it
+ * into rows of its own. No effects and no time of its own: what it says is done by the inbox in a transaction, and told
+ * to it when that was committed.
+ */
+import type { Update } from "grammy/types"
+
+export interface Batch {
+  readonly id: number
+  readonly storedAt: number
+  readonly updates: ReadonlyArray<Update>
+  /** How many have not ended. */
+  left: number
+  /** When the first one ended. */
+  endedSince: number | undefined
+}
+
+/** What a transaction does with the batches. */
+export interface Plan {
+  /** All of their updates have ended. */
+  readonly ended: ReadonlyArray<Batch>
+  /** Some of their updates have ended, and the rest takes long: those get rows of their own. */
+  readonly split: ReadonlyArray<{ readonly batch: Batch; readonly rest: ReadonlyArray<Update> }>
+}
+
+export class LiveBatches {
+  private readonly batchOf = new Map<number, Batch>()
+  /** Those of which something has ended. */
+  private readonly touched = new Set<Batch>()
+  private lastId = 0
+
+  /** The number of the next batch. */
+  next(): number {
+    return ++this.lastId
+  }
+
+  /** After those that are in the storage already. */
+  startAfter(id: number): void {
+    this.lastId = Math.max(this.lastId, id)
+  }
+
+  has(updateId: number): boolean {
+    return this.batchOf.has(updateId)
+  }
+
+  /** Those that have not ended, after this one. */
+  updates(after = Number.NEGATIVE_INFINITY): ReadonlyArray<Update> {
+    return [...new Set(this.batchOf.values())].flatMap((batch) => this.restOf(batch))
+      .filter(({ update_id: id }) => id > after)
+  }
+
+  /** Was stored. */
+  add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
+    const batch: Batch = { id, storedAt, updates, left: updates.length, endedSince: undefined }
+    for (const update of updates) this.batchOf.set(update.update_id, batch)
+  }
+
+  /** Has ended. Returns whether it was in a batch. */
+  end(updateId: number, now: number): boolean {
+    const batch = this.batchOf.get(updateId)
+    if (batch === undefined) return false
+    this.batchOf.delete(updateId)
+    batch.left--
+    if (batch.endedSince === undefined) {
+      batch.endedSince = now
+      this.touched.add(batch)
+    }
+    return true
+  }
+
+  /** When the first update ended that the storage does not know of. */
+  get endedSince(): number | undefined {
+    let since: number | undefined
+    for (const batch of this.touched) {
+      if (since === undefined || (batch.endedSince ?? since) < since) since = batch.endedSince
+    }
+    return since
+  }
+
+  /** What to do about the updates that ended before `limit`, and about the batch of `updateId`, which needs its own row. */
+  plan(limit: number, updateId?: number): Plan {
+    const needed = updateId === undefined ? undefined : this.batchOf.get(updateId)
+    const ended: Array<Batch> = []
+    const due = needed === undefined ? [] : [needed]
+    for (const batch of this.touched) {
+      if (batch.left === 0) ended.push(batch)
+      else if (batch !== needed && (batch.endedSince ?? limit) <= limit) due.push(batch)
+    }
+    return { ended, split: due.map((batch) => ({ batch, rest: this.restOf(batch) })) }
+  }
+
+  private restOf(batch: Batch): ReadonlyArray<Update> {
+    return batch.updates.filter(({ update_id: id }) => this.batchOf.get(id) === batch)
+  }
+
+  /** Was done. Returns the updates that have ended while it was, and that have rows now. */
+  done({ ended, split }: Plan): ReadonlyArray<number> {
+    for (const batch of ended) this.touched.delete(batch)
+    const late: Array<number> = []
+    for (const { batch, rest } of split) {
+      this.touched.delete(batch)
+      for (const { update_id: id } of rest) {
+        if (this.batchOf.get(id) === batch) this.batchOf.delete(id)
+        else late.push(id)
+      }
+    }
+    return late
+  }
+}
