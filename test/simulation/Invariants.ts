@@ -54,6 +54,8 @@ interface Term {
   readonly opened: Set<string>
   readonly releases: Array<string>
   isRefused: boolean
+  /** Whether the store could not be told of the end in time. */
+  isGivenUp: boolean
   conflictedAt: number | undefined
   lastWait: number | undefined
   lastWaitEnd: number
@@ -130,6 +132,7 @@ export class Invariants implements Watcher, Ledger {
       opened: new Set(),
       releases: [],
       isRefused: false,
+      isGivenUp: false,
       conflictedAt: undefined,
       lastWait: undefined,
       lastWaitEnd: Number.NEGATIVE_INFINITY,
@@ -175,7 +178,7 @@ export class Invariants implements Watcher, Ledger {
     instance.provenAt = Math.max(instance.provenAt, askedAt)
     this.world.at(askedAt + this.trustWindow, () => {
       const mayTrust = instance.provenAt > askedAt || instance.lostLease || instance.resumedAt > askedAt ||
-        instance.isPaused || instance.ending !== undefined || !instance.isAlive || this.isClosed(instance)
+        instance.isPaused || !instance.isAlive || this.isClosed(instance)
       if (!mayTrust) this.fail("S1", `${instance.name} has not proven its lease since ${askedAt} and does not say so`)
     })
   }
@@ -183,6 +186,20 @@ export class Invariants implements Watcher, Ledger {
   refused(instance: Instance): void {
     this.world.log(instance.name, "is told that its lease is lost")
     this.term(instance).isRefused = true
+    this.world.after(lateness, () => {
+      const mayBeSilent = instance.lostLease || instance.isPaused || !instance.isAlive || this.isClosed(instance)
+      if (!mayBeSilent) this.fail("S1", `${instance.name} was told that its lease is lost, and goes on`)
+    })
+  }
+
+  /** L3, for whoever is asked to hand over. */
+  asked(): void {
+    const holder = this.lastHolder
+    this.world.after(Duration.toMillis(this.store.ttl) + 3_000, () => {
+      const mayBeDeaf = holder === undefined || !holder.isAlive || holder.stopAskedAt !== undefined ||
+        holder.wasAsked || holder.wasPaused || holder.wasCutOff || holder.lostLease
+      if (!mayBeDeaf) this.fail("L3", `${holder.name} was asked to hand over, and goes on`)
+    })
   }
 
   clockWasSet(): void {
@@ -272,6 +289,9 @@ export class Invariants implements Watcher, Ledger {
     const isOrderly = instance.stopAskedAt !== undefined && !instance.wasPaused && !instance.lostLease
     const sinceStop = this.world.now - (instance.stopAskedAt ?? this.world.now)
     const isEarly = sinceStop < Duration.toMillis(drainTimeout) * 0.998
+    if (this.term(instance).releases.length > 0) {
+      this.fail("S7", `${instance.name} still handled #${task.number} when it said that its handlers had ended`)
+    }
     if (ending === "cut" && isOrderly && isEarly && message?.timeouts === 0 && !instance.wasAsked) {
       this.fail("S7", `${instance.name} cuts #${task.number} ${sinceStop} ms after its stop was asked for`)
     }
@@ -319,6 +339,7 @@ export class Invariants implements Watcher, Ledger {
     const closing = closings.find((words) => text.startsWith(words))
     if (closing !== undefined) term.releases.push(closing)
     for (const { opening } of lifetimes) if (text.startsWith(opening)) term.opened.add(opening)
+    if (text.startsWith("Instance lock was not released") && instance.wasCutOff) term.isGivenUp = true
     if (text.startsWith("Handover requested")) {
       instance.wasAsked = true
       this.handovers++
@@ -371,7 +392,7 @@ export class Invariants implements Watcher, Ledger {
 
   /** S7 and S9, when the instance has ended by itself. */
   ended(instance: Instance): void {
-    const { opened, releases } = this.term(instance)
+    const { isGivenUp, opened, releases } = this.term(instance)
     const isComplete = instance.ending !== "overran" && !instance.wasCutOff && !instance.wasPaused
     const expected = lifetimes.filter(({ closing, opening }) =>
       releases.includes(closing) || (isComplete && opened.has(opening))
@@ -388,7 +409,8 @@ export class Invariants implements Watcher, Ledger {
     if (instance.ending === "clean" && instance.stopAskedAt === undefined && !instance.wasAsked) {
       this.fail("S6", `${instance.name} has ended as if it had been asked to`)
     }
-    if (instance.ending === "overran") return
+    // A release that was given up goes on until its call ends, unless the process does: then there is nothing to clean.
+    if (instance.ending === "overran" || isGivenUp) return
     const left = [
       ...(instance.fibers === 0 ? [] : [`${instance.fibers} fibers`]),
       ...(instance.timers.size === 0 ? [] : [`${instance.timers.size} timers`]),

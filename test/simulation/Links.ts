@@ -188,8 +188,8 @@ const storeCallTimeout = 2_000
 
 /**
  * The lock store at the other end of a link. Calls are bounded as the drivers for Redis and Postgres bound them. The end
- * of a term is told at once; a standby that has heard nothing asks again after a third of the ttl, and so does a holder
- * whether it is asked for its lock.
+ * of a term is told at once, and so is the holder when somebody wants its lock. A standby that has heard nothing asks
+ * again after a third of the ttl, and the holder after the whole of it.
  */
 export const storeOf = (
   links: Links,
@@ -224,16 +224,16 @@ export const storeOf = (
       return Effect.sync(close)
     }).pipe(answerWithin(storeCallTimeout, () => unavailable(operation, "no answer")))
 
-  const period = Duration.times(store.ttl, 1 / 3)
   const heard = Effect.callback<void>((resume) => {
     const stop = links.hear(links.store, (hear) => store.listen(hear), () => resume(Effect.void))
     return Effect.sync(stop)
   })
-  const changed = Effect.raceFirst(heard, Effect.sleep(period))
+  const changedWithin = (period: Duration.Duration) => Effect.raceFirst(heard, Effect.sleep(period))
+  const changed = changedWithin(Duration.times(store.ttl, 1 / 3))
   const requested = (grant: Grant): Effect.Effect<Holder> =>
     Effect.gen(function*() {
       while (true) {
-        yield* changed
+        yield* changedWithin(store.ttl)
         const asker = yield* Effect.orElseSucceed(call("handover", store.asker(grant)), () => undefined)
         if (asker !== undefined) return asker
       }

@@ -182,7 +182,7 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "gives handlers no time when it stops",
     file: "telegram/UpdateDispatcher.js",
     find: "Effect.timeoutOption(drainTimeout)",
-    replace: "Effect.timeoutOption(0)"
+    replace: "Effect.timeoutOption(1)"
   },
   {
     id: "closes in the order in which it opened",

@@ -13,6 +13,8 @@ export class SharedStore {
   private memory: LockStore["Service"]
   private readonly listeners = new Set<() => void>()
   private readonly askers = new Map<bigint, Holder>()
+  /** Told when the holder was asked for the lock for the first time. */
+  onAsked: (() => void) | undefined
   private heldBackUntil = Number.NEGATIVE_INFINITY
 
   constructor(options: { readonly make: () => LockStore["Service"]; readonly now: () => number }) {
@@ -62,7 +64,10 @@ export class SharedStore {
   request(asker: Holder) {
     return Effect.map(this.status, ({ fencingToken }) => {
       if (fencingToken === undefined) return false
-      if (!this.askers.has(fencingToken)) this.askers.set(fencingToken, asker)
+      if (!this.askers.has(fencingToken)) {
+        this.askers.set(fencingToken, asker)
+        this.onAsked?.()
+      }
       this.publish()
       return true
     })

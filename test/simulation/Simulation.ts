@@ -154,12 +154,13 @@ class Simulation {
     )
     this.sandbox = Context.get(outside, BotApiSandbox)
     this.storage = Context.pick(SqlClient.SqlClient)(outside)
-    const ttl = Duration.seconds(stream(seed, "ttl")() < 0.5 ? 15 : 30)
+    const ttl = Duration.seconds(stream(seed, "ttl")() < 1 / 3 ? 15 : 30)
     this.store = new SharedStore({
       make: () => Effect.runSync(Effect.provideContext(makeMemory({ resource: "simulated", ttl }), this.context)),
       now: () => this.world.now
     })
     this.invariants = new Invariants(this.world, this.store, () => this.whyNoConflict())
+    this.store.onAsked = () => this.invariants.asked()
     this.places = Array.from({ length: instances }, (): Place => ({ instances: [] }))
   }
 
@@ -251,7 +252,7 @@ class Simulation {
   // ---- users
 
   private writeLater(draw: Stream, number: number): void {
-    const wait = exponential(draw, 25 * second)
+    const wait = exponential(draw, 30 * second)
     const burst = draw() < 0.04 ? integer(draw, 2, 40) : 1
     const messages = Array.from({ length: burst }, (_, index): { task: Task; chat: number } => ({
       chat: draw() < 0.3 ? 1 : integer(draw, 1, 6),
