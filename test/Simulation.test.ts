@@ -1,33 +1,46 @@
 /**
- * The short run of the simulation: whole services in one virtual world, every fault from a seed. `npm run simulate`
- * runs more of it. Each part runs in processes of its own, two at a time, on the code as it is compiled.
+ * The simulation as CI runs it: whole services in one virtual world, every fault from a seed. `npm run simulate` runs
+ * more of it. Each part runs in processes of its own, two at a time, on the code as it is compiled. Node 24 runs a tenth
+ * of the hours and the stops, because Node 20 has run all of them; `SIMULATED_HOURS` sets the hours for both.
  */
 import { assert, beforeAll, describe, it } from "@effect/vitest"
 import { execFile } from "node:child_process"
-import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { promisify } from "node:util"
 import { mutants } from "./simulation/Mutants.ts"
 
 const root = join(import.meta.dirname, "..")
 const main = join(root, "dist", "simulation", "test", "simulation", "main.js")
-const deadline = 600_000
+const deadline = 900_000
 const execute = promisify(execFile)
+
+const isWhole = Number(process.versions.node.split(".")[0]) < 24
+const hours = Number(process.env["SIMULATED_HOURS"] ?? (isWhole ? 1_000 : 100))
+const hoursOfSeed = 4
+/** Every so many of the stops, and every day others. */
+const stopEvery = isWhole ? 24 : 240
+const stopOffset = Math.floor(Date.now() / 86_400_000) % stopEvery
+
+interface Broken {
+  readonly violation: { readonly invariant: string; readonly text: string }
+  readonly lastLines: ReadonlyArray<string>
+  readonly faults: number
+  readonly instances: number
+  readonly command: string
+  readonly shrunk?: Broken
+}
 
 interface Report {
   readonly totals: Readonly<Record<string, number>>
-  readonly broken: ReadonlyArray<{
-    readonly violation: { readonly invariant: string; readonly text: string }
-    readonly lastLines: ReadonlyArray<string>
-    readonly command: string
-  }>
+  readonly kinds: Readonly<Record<string, number>>
+  readonly broken: ReadonlyArray<Broken>
   readonly hashes: ReadonlyArray<string>
 }
 
 const simulate = async (...args: ReadonlyArray<string>): Promise<Report> => {
   const nodeArgs = ["--max-semi-space-size=64", main, "--json", ...args]
   const result = await execute(process.execPath, nodeArgs, { cwd: root, maxBuffer: 2 ** 26 }).catch(
-    (error: { readonly code?: number; readonly stdout?: string; readonly stderr?: string }) => {
+    (error: { readonly code?: number; readonly stdout?: string }) => {
       // 1 is a violation, and its report is what is asked for.
       if (error.code !== 1 || error.stdout === undefined || error.stdout === "") throw error
       return { stdout: error.stdout }
@@ -44,8 +57,14 @@ const holds = ({ broken }: Report) =>
     []
   )
 
-const regressions: ReadonlyArray<{ readonly seed: number; readonly hours: number; readonly instances: number }> = JSON
-  .parse(readFileSync(join(root, "test", "simulation", "regressions.json"), "utf8"))
+/** Runs at most two at a time. */
+const inPairs = async <A>(all: ReadonlyArray<A>, run: (one: A) => Promise<void>): Promise<void> => {
+  const left = all.toReversed()
+  const work = async () => {
+    for (let one = left.pop(); one !== undefined; one = left.pop()) await run(one)
+  }
+  await Promise.all([work(), work()])
+}
 
 describe("Simulation", () => {
   beforeAll(async () => {
@@ -54,16 +73,24 @@ describe("Simulation", () => {
   }, 120_000)
 
   it("no invariant breaks under faults, and all of them hold again in the calm", async () => {
-    const run = (seed: number) => simulate("--seed", String(seed), "--seeds", "12", "--hours", "2")
-    const [one, two] = await Promise.all([run(1000), run(2000)])
-    holds(one)
-    holds(two)
-    const total = (name: string) => (one.totals[name] ?? 0) + (two.totals[name] ?? 0)
+    const seeds = Math.ceil(hours / hoursOfSeed)
+    const report = await simulate("--seed", "1000", "--seeds", `${seeds}`, "--hours", `${hoursOfSeed}`, "--jobs", "2")
+    holds(report)
     // A world in which nothing goes wrong proves nothing.
-    assert.isAtLeast(total("faults"), 1_000)
-    assert.isAtLeast(total("takeovers"), 200)
-    assert.isAtLeast(total("kills"), 50)
-    assert.isAtLeast(total("updates"), 3_000)
+    const total = (name: string) => report.totals[name] ?? 0
+    assert.isAtLeast(total("hours"), hours)
+    assert.isAtLeast(total("faults"), 20 * hours)
+    assert.isAtLeast(total("takeovers"), 5 * hours)
+    assert.isAtLeast(total("handovers"), hours / 2)
+    assert.isAtLeast(total("kills"), hours)
+    assert.isAtLeast(total("updates"), 150 * hours)
+    assert.isAtLeast(Object.keys(report.kinds).length, 30)
+  }, deadline)
+
+  it("the reference run may be stopped at any event in any way", async () => {
+    const report = await simulate("--exhaustive", "--every", `${stopEvery}`, "--offset", `${stopOffset}`, "--jobs", "2")
+    holds(report)
+    assert.isAtLeast(report.totals["faults"] ?? 0, Math.floor(3 * 1_000 / stopEvery))
   }, deadline)
 
   it("the same seed is the same run, in another process too", async () => {
@@ -75,23 +102,30 @@ describe("Simulation", () => {
   }, deadline)
 
   it("every seed that ever failed holds", async () => {
-    for (const { hours, instances, seed } of regressions) {
-      holds(await simulate("--seed", String(seed), "--hours", String(hours), "--instances", String(instances)))
-    }
+    holds(await simulate("--regressions", "--jobs", "2"))
   }, deadline)
 
   it("every mutant is killed", async () => {
-    const left = [...mutants]
     const survivors: Array<string> = []
-    const work = async () => {
-      for (let mutant = left.pop(); mutant !== undefined; mutant = left.pop()) {
-        const { id, seed } = mutant
-        const report = await simulate("--mutant", id, "--seed", String(seed ?? 1), "--seeds", "6", "--hours", "1.5")
-        if (report.broken.length === 0) survivors.push(id)
-      }
-    }
-    await Promise.all([work(), work()])
+    await inPairs(mutants, async ({ id, seed }) => {
+      const report = await simulate("--mutant", id, "--seed", String(seed ?? 1), "--seeds", "24", "--hours", "1")
+      if (report.broken.length === 0) survivors.push(id)
+    })
     assert.deepStrictEqual(survivors, [])
-    assert.isAtLeast(mutants.length, 12)
+    assert.isAtLeast(mutants.length, 28)
+  }, deadline)
+
+  it("a failure shrinks to few faults and instances, and its command repeats it", async () => {
+    const mutant = ["--mutant", "ignores that the store says lost"]
+    const [failed] = (await simulate(...mutant, "--seed", "4", "--hours", "1", "--instances", "5", "--shrink")).broken
+    const small = failed?.shrunk
+    if (failed === undefined || small === undefined) return assert.fail("the mutant was not killed")
+    assert.strictEqual(small.violation.invariant, failed.violation.invariant)
+    assert.isBelow(small.instances, failed.instances)
+    assert.isBelow(small.faults, 3)
+    // `npm run simulate -- --seed 4 … --mutant "…"`: what a person would type.
+    const typed = [...small.command.matchAll(/"([^"]*)"|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain ?? "")
+    const [again] = (await simulate(...typed.slice(typed.indexOf("--") + 1))).broken
+    assert.deepStrictEqual(again?.violation, small.violation)
   }, deadline)
 })

@@ -36,22 +36,22 @@ const spread = async (plan: ReadonlyArray<RunOptions>, jobs: number, finish: Wor
   let used = 0
   let nextToRun = 0
   let nextToFinish = 0
-  let goesOn = true
+  const state = { goesOn: true }
   let finishing = Promise.resolve()
   const finishReady = async () => {
-    while (goesOn) {
+    while (state.goesOn) {
       const options = plan[nextToFinish]
       const result = results.get(nextToFinish)
       if (options === undefined || result === undefined) return
       results.delete(nextToFinish++)
-      goesOn = await finish(options, result)
+      state.goesOn = await finish(options, result)
     }
   }
   const work = async () => {
     const child = fork(process.argv[1] ?? "", [...process.argv.slice(2), "--worker"], { execArgv: process.execArgv })
     let last = 0
     try {
-      for (let index = nextToRun++; goesOn && index < plan.length; index = nextToRun++) {
+      for (let index = nextToRun++; state.goesOn && index < plan.length; index = nextToRun++) {
         const options = plan[index]
         if (options === undefined) break
         const done = await ask(child, options)
