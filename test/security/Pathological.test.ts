@@ -57,7 +57,21 @@ const parsers: ReadonlyArray<readonly [name: string, parse: (text: string) => vo
 const heads = ["", "- ", "# ", "# a", "1. ", "| ", "[", "<a ", "---\ntitle: ", "<!--", "at: a", "at: \"", "at: 'a'"]
 const units = [
   ..." \t#`~*_[(<>|:=\\\"'&!.,\n",
-  ...[" #", "- ", "_a ", "![", "](", "</a", "<!--", "-->", "``a ", "> ", "  - a\n", "...", "é", "\u200b", "😀", "a!"]
+  " #",
+  "- ",
+  "_a ",
+  "![",
+  "](",
+  "</a",
+  "<!--",
+  "-->",
+  "``a ",
+  "> ",
+  "  - a\n",
+  "é",
+  "\u200b",
+  "😀",
+  "a!"
 ]
 const ends = ["", "x", "\u2028x", "]", "\""]
 
@@ -192,12 +206,12 @@ describe("an answer of a language model that is built to hurt", () => {
             Layer.provideMerge(Logger.layer([]))
           )
         )
-        for (
-          const exit of [
-            yield* Effect.exit(client.chat("x")),
-            yield* Effect.exit(Stream.runDrain(client.chatStream("x")))
-          ]
-        ) {
+        const calls: ReadonlyArray<Effect.Effect<unknown, ApiError>> = [
+          client.chat("x"),
+          Stream.runDrain(client.chatStream("x"))
+        ]
+        for (const call of calls) {
+          const exit = yield* Effect.exit(call)
           assert.isTrue(Exit.isFailure(exit))
           if (!Exit.isFailure(exit)) continue
           const error = Cause.squash(exit.cause)
