@@ -38,7 +38,7 @@ import { BotSession } from "../../src/telegram/BotSession.ts"
 import { laneOf } from "../../src/telegram/Lane.ts"
 import { type InboxPage, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
-import { me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { me, textUpdate } from "./ScriptedTelegram.ts"
 
 // ---- commands
 
@@ -55,8 +55,8 @@ const Finish = Schema.TaggedStruct("finish", about)
 const SetAside = Schema.TaggedStruct("setAside", about)
 const TakeBack = Schema.TaggedStruct("takeBack", about)
 const Pass = Schema.TaggedStruct("pass", { millis: between(1, 15) })
-// A holder with an older token than the last one, the same, or a newer.
-const Open = Schema.TaggedStruct("open", { newer: between(-1, 1) })
+// A holder with an older token than the last one, or a newer: no lock gives the same twice.
+const Open = Schema.TaggedStruct("open", { isOlder: Schema.Boolean })
 // What is there more than once is drawn more often.
 const Command = Schema.Union([
   Store,
@@ -206,11 +206,19 @@ class Model {
     return this.write(by, () => this.world.letters.delete(id))
   }
 
+  /**
+   * What this process may answer: it takes a finished update away within the commit interval, and may leave it out from
+   * the moment on in which it is finished.
+   */
+  views(by: Knowledge): ReadonlyArray<ReadonlyMap<number, Row>> {
+    return [this.world.rows, new Map([...this.world.rows].filter(([id]) => !by.finished.has(id)))]
+  }
+
   /** What was read is known. */
-  read(by: Knowledge, page: InboxPage): ReadonlyArray<[number, Row]> {
-    const rows = pageOf(this.world.rows, page)
-    for (const [id] of rows) if (this.isDurable) by.recent.add(id)
-    return rows
+  read(by: Knowledge, page: InboxPage): ReadonlyArray<ReadonlyArray<[number, Row]>> {
+    const views = this.views(by).map((rows) => pageOf(rows, page))
+    for (const [id] of views.flat()) if (this.isDurable) by.recent.add(id)
+    return views
   }
 
   /** Whether the process finds out now that it is not the holder any more. */
@@ -226,14 +234,16 @@ class Model {
     })
   }
 
-  backlog(by: Knowledge) {
-    const lanes = new Map<string, number>()
-    for (const { update } of this.world.rows.values()) lanes.set(laneOf(update), (lanes.get(laneOf(update)) ?? 0) + 1)
-    return {
-      lanes: [...lanes].sort(),
-      hadCrashed: by.hadCrashed,
-      suspects: [...this.world.rows.values()].filter(({ crashes }) => crashes > 0).length
-    }
+  backlogs(by: Knowledge) {
+    return this.views(by).map((rows) => {
+      const lanes = new Map<string, number>()
+      for (const { update } of rows.values()) lanes.set(laneOf(update), (lanes.get(laneOf(update)) ?? 0) + 1)
+      return {
+        lanes: [...lanes].sort(),
+        hadCrashed: this.isDurable && by.hadCrashed,
+        suspects: [...rows.values()].filter(({ crashes }) => crashes > 0).length
+      }
+    })
   }
 }
 
@@ -363,159 +373,179 @@ const isSame = (a: unknown, b: unknown): boolean => {
 
 const all = { after: undefined, limit: 100 }
 
-/** How often what is asynchronous is looked at before it counts as wrong. */
-const looksMax = 200
+/** How often what is asynchronous is looked at, and how long between, before it counts as wrong. */
+const looksMax = 2_000
+const aMoment = TestClock.withLive(Effect.sleep("2 millis"))
 
-const runSequence = Effect.fnUntraced(
-  function*(commands: ReadonlyArray<Command>, makeBackend: Effect.Effect<Backend, unknown, Scope.Scope>) {
-    const backend = yield* makeBackend
-    const model = new Model(backend.isDurable)
-    const processes: Array<{ readonly real: Process; readonly known: Knowledge }> = []
-    let versions = 0
-    let lastToken = firstToken
+const runSequence = Effect.fnUntraced(function*(
+  commands: ReadonlyArray<Command>,
+  makeBackend: Effect.Effect<Backend, unknown, Scope.Scope>
+) {
+  const backend = yield* makeBackend
+  const model = new Model(backend.isDurable)
+  const processes: Array<{ readonly real: Process; readonly known: Knowledge }> = []
+  /** Of processes that were killed: updates that had ended and may not have been taken away. */
+  const unsaid: Array<number> = []
+  let versions = 0
+  let lastToken = firstToken
 
-    const agree = (after: string, actual: unknown, expected: unknown) =>
-      isSame(actual, expected) ? Effect.void : Effect.fail(new Disagreement({ after, expected, actual }))
-    const answerOf = <A, E>(run: Effect.Effect<A, E>, shape: (answer: A) => unknown) =>
-      Effect.flatMap(Effect.result(run), (result): Effect.Effect<unknown, E> => {
-        if (Result.isSuccess(result)) return Effect.succeed(shape(result.success))
-        return result.failure instanceof LeaseLost ? Effect.succeed("lost") : Effect.fail(result.failure)
-      })
-    const open = Effect.fnUntraced(function*(token: bigint) {
-      const known = model.open(token)
-      const real = yield* Effect.result(backend.open(token))
-      yield* agree(
-        `open with token ${token}`,
-        Result.isSuccess(real) ? "open" : "lost",
-        known === "lost" ? known : "open"
-      )
-      if (known === "lost" || Result.isFailure(real)) return
-      lastToken = token > lastToken ? token : lastToken
-      processes.push({ known, real: real.success })
+  const agree = (after: string, actual: unknown, ...expected: ReadonlyArray<unknown>) =>
+    expected.some((each) => isSame(actual, each))
+      ? Effect.void
+      : Effect.fail(new Disagreement({ after, expected: expected[0], actual }))
+  const answerOf = <A, E>(run: Effect.Effect<A, E>, shape: (answer: A) => unknown) =>
+    Effect.flatMap(Effect.result(run), (result): Effect.Effect<unknown, E> => {
+      if (Result.isSuccess(result)) return Effect.succeed(shape(result.success))
+      return result.failure instanceof LeaseLost ? Effect.succeed("lost") : Effect.fail(result.failure)
     })
-
-    const execute = Effect.fnUntraced(function*(command: Command, said: string) {
-      if (command._tag === "pass") {
-        yield* TestClock.adjust(command.millis)
-        const now = yield* Clock.currentTimeMillis
-        for (const { known, real } of processes) {
-          if (!model.pass(known, now)) continue
-          for (let look = 0; !real.hasLost() && look < looksMax; look++) yield* settle
-          yield* agree(`${said}: a former holder finds out`, real.hasLost(), true)
-        }
-        return
-      }
-      if (command._tag === "open") return backend.isDurable ? yield* open(lastToken + BigInt(command.newer)) : undefined
-      const index = command.who % Math.max(1, processes.length)
-      const process = processes[index]
-      if (process === undefined) return
-      const { known, real: { close, crash, inbox } } = process
-      switch (command._tag) {
-        case "crash":
-        case "close":
-          if (!backend.isDurable) return
-          processes.splice(index, 1)
-          if (command._tag === "crash") return yield* crash
-          model.close(known)
-          return yield* close
-        case "store": {
-          const batch = command.ids.map((id) => textUpdate(id, id % 3, `version ${++versions} 'ünïcødé' 🤖`))
-          const actual = yield* answerOf(inbox.store(batch), (fresh) => fresh)
-          return yield* agree(said, actual, model.store(known, batch))
-        }
-        case "finish":
-          model.finish(known, command.id, yield* Clock.currentTimeMillis)
-          return yield* inbox.finish(command.id)
-        case "failed":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.failed(command.id), () => "done"),
-            model.count(known, command.id, "attempts")
-          )
-        case "suspect":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.suspect(command.id), () => "done"),
-            model.count(known, command.id, "crashes")
-          )
-        case "setAside": {
-          const update = model.world.rows.get(command.id)?.update
-          // Only what was stored is handled and set aside.
-          if (update === undefined) return
-          const letter = { update, attempts: ++versions }
-          const actual = inbox.setAside({ ...letter, reason: "failed", error: "it is broken", setAsideAt: versions })
-          return yield* agree(said, yield* answerOf(actual, () => "done"), model.setAside(known, letter))
-        }
-        case "takeBack": {
-          const actual = yield* answerOf(inbox.takeBack(command.id), (taken) => taken)
-          return yield* agree(said, actual, model.takeBack(known, command.id))
-        }
-        case "drop":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.drop(command.id), (was) => was),
-            model.drop(known, command.id)
-          )
-        case "leftovers":
-        case "unfinished": {
-          const expected = model.read(known, command)
-          if (command._tag === "unfinished") {
-            return yield* agree(said, yield* inbox.unfinished(command), expected.map(([, { update }]) => update))
-          }
-          const leftovers = yield* inbox.leftovers(command)
-          return yield* agree(
-            said,
-            leftovers.map(({ attempts, crashes, update }) => ({ update, attempts, crashes })),
-            expected.map(([, row]) => row)
-          )
-        }
-        case "deadLetters": {
-          const letters = yield* inbox.deadLetters(command)
-          return yield* agree(
-            said,
-            [letters.map(({ attempts, update }) => ({ update, attempts })), yield* inbox.deadLetterCount],
-            [pageOf(model.world.letters, command).map(([, letter]) => letter), model.world.letters.size]
-          )
-        }
-      }
-    })
-
-    /** All that each process says of what is stored, unless saying it would change what it knows. */
-    const compare = Effect.fnUntraced(function*(said: string) {
-      for (const { known, real: { inbox } } of processes) {
-        const say = Effect.gen(function*() {
-          const { hadCrashed, lanes, suspects } = yield* inbox.backlog
-          const letters = yield* inbox.deadLetters(all)
-          return {
-            backlog: { lanes: [...lanes].sort(), hadCrashed, suspects },
-            offset: yield* inbox.offset,
-            letters: letters.map(({ attempts, update }) => ({ update, attempts }))
-          }
-        })
-        const expected = {
-          backlog: { ...model.backlog(known), hadCrashed: backend.isDurable && known.hadCrashed },
-          offset: model.world.offset,
-          letters: sorted(model.world.letters).map(([, letter]) => letter)
-        }
-        let actual = yield* say
-        // A commit that is due is on its way.
-        for (let look = 0; !isSame(actual, expected) && look < looksMax; look++) {
-          yield* settle
-          actual = yield* say
-        }
-        yield* agree(said, actual, expected)
-      }
-    })
-
-    yield* open(firstToken)
-    for (const [index, command] of commands.entries()) {
-      const said = `command ${index + 1}, ${JSON.stringify(command)}`
-      yield* execute(command, said)
-      yield* compare(said)
+  const open = Effect.fnUntraced(function*(token: bigint) {
+    const known = model.open(token)
+    const real = yield* Effect.result(backend.open(token))
+    yield* agree(
+      `open with token ${token}`,
+      Result.isSuccess(real) ? "open" : "lost",
+      known === "lost" ? known : "open"
+    )
+    if (known === "lost" || Result.isFailure(real)) return
+    lastToken = token > lastToken ? token : lastToken
+    // What had ended within the commit interval before somebody else took over may come back, and nothing else may go.
+    const mayBeGone = unsaid.splice(0).concat(processes.flatMap(({ known }) => [...known.finished]))
+    if (mayBeGone.length > 0) {
+      const leftovers = new Set((yield* real.success.inbox.leftovers(all)).map(({ updateId }) => updateId))
+      for (const id of mayBeGone) if (!leftovers.has(id)) model.world.rows.delete(id)
+      for (const id of leftovers) known.recent.add(id)
     }
-    return true
+    processes.push({ known, real: real.success })
+  })
+
+  const execute = Effect.fnUntraced(function*(command: Command, said: string) {
+    if (command._tag === "pass") {
+      yield* TestClock.adjust(command.millis)
+      const now = yield* Clock.currentTimeMillis
+      for (const { known, real } of processes) {
+        if (!model.pass(known, now)) continue
+        for (let look = 0; !real.hasLost() && look < looksMax; look++) yield* aMoment
+        yield* agree(`${said}: a former holder finds out`, real.hasLost(), true)
+      }
+      return
+    }
+    if (command._tag === "open") {
+      return backend.isDurable
+        ? yield* open(lastToken + (command.isOlder ? -1n : 1n))
+        : undefined
+    }
+    const index = command.who % Math.max(1, processes.length)
+    const process = processes[index]
+    if (process === undefined) return
+    const { known, real: { close, crash, inbox } } = process
+    switch (command._tag) {
+      case "crash":
+      case "close":
+        if (!backend.isDurable) return
+        processes.splice(index, 1)
+        if (command._tag === "crash") {
+          unsaid.push(...known.finished)
+          return yield* crash
+        }
+        model.close(known)
+        return yield* close
+      case "store": {
+        const batch = command.ids.map((id) => textUpdate(id, id % 3, `version ${++versions} 'ünïcødé' 🤖`))
+        const actual = yield* answerOf(inbox.store(batch), (fresh) => fresh)
+        return yield* agree(said, actual, model.store(known, batch))
+      }
+      case "finish":
+        model.finish(known, command.id, yield* Clock.currentTimeMillis)
+        return yield* inbox.finish(command.id)
+      case "failed":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.failed(command.id), () => "done"),
+          model.count(known, command.id, "attempts")
+        )
+      case "suspect":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.suspect(command.id), () => "done"),
+          model.count(known, command.id, "crashes")
+        )
+      case "setAside": {
+        const update = model.world.rows.get(command.id)?.update
+        if (update === undefined) return
+        const letter = { update, attempts: ++versions }
+        const actual = inbox.setAside({ ...letter, reason: "failed", error: "it is broken", setAsideAt: versions })
+        return yield* agree(said, yield* answerOf(actual, () => "done"), model.setAside(known, letter))
+      }
+      case "takeBack": {
+        const actual = yield* answerOf(inbox.takeBack(command.id), (taken) => taken)
+        return yield* agree(said, actual, model.takeBack(known, command.id))
+      }
+      case "drop":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.drop(command.id), (was) => was),
+          model.drop(known, command.id)
+        )
+      case "leftovers":
+      case "unfinished": {
+        const expected = model.read(known, command)
+        if (command._tag === "unfinished") {
+          const updates = expected.map((rows) => rows.map(([, { update }]) => update))
+          return yield* agree(said, yield* inbox.unfinished(command), ...updates)
+        }
+        const leftovers = yield* inbox.leftovers(command)
+        return yield* agree(
+          said,
+          leftovers.map(({ attempts, crashes, update }) => ({ update, attempts, crashes })),
+          ...expected.map((rows) => rows.map(([, row]) => row))
+        )
+      }
+      case "deadLetters": {
+        const letters = yield* inbox.deadLetters(command)
+        return yield* agree(
+          said,
+          [letters.map(({ attempts, update }) => ({ update, attempts })), yield* inbox.deadLetterCount],
+          [pageOf(model.world.letters, command).map(([, letter]) => letter), model.world.letters.size]
+        )
+      }
+    }
+  })
+
+  /** All that the holder says of what is stored, unless saying it would change what it knows. */
+  const compare = Effect.fnUntraced(function*(said: string) {
+    for (const { known, real: { inbox } } of processes) {
+      const say = Effect.gen(function*() {
+        const { hadCrashed, lanes, suspects } = yield* inbox.backlog
+        const letters = yield* inbox.deadLetters(all)
+        return {
+          backlog: { lanes: [...lanes].sort(), hadCrashed, suspects },
+          offset: yield* inbox.offset,
+          letters: letters.map(({ attempts, update }) => ({ update, attempts }))
+        }
+      })
+      const expected = model.backlogs(known).map((backlog) => ({
+        backlog,
+        offset: model.world.offset,
+        letters: sorted(model.world.letters).map(([, letter]) => letter)
+      }))
+      let actual = yield* say
+      // A commit that is due is on its way.
+      for (let look = 0; !expected.some((each) => isSame(actual, each)) && look < looksMax; look++) {
+        yield* aMoment
+        actual = yield* say
+      }
+      yield* agree(said, actual, ...expected)
+    }
+  })
+
+  yield* open(firstToken)
+  for (const [index, command] of commands.entries()) {
+    const said = `command ${index + 1}, ${JSON.stringify(command)}`
+    yield* execute(command, said)
+    yield* compare(said)
   }
-)
+  return true
+})
 
 const env = (name: string) => process.env[name]
 
