@@ -38,6 +38,7 @@ const historyOf = (
     readonly processes?: ReadonlyArray<Judge.Life>
   }
 ): Judge.History => ({
+  inbox: "disk",
   calls: [],
   faults: [],
   messages: [],

@@ -62,7 +62,7 @@ const run = async (lock, random) => {
       ...Judge.pollsOverlap(history, patience),
       ...Judge.holdersInTurn(history, patience),
       ...Judge.outOfOrder(history),
-      ...Judge.repeats(history, world.busy).violations,
+      ...Judge.repeats(history, world.busy, patience).violations,
       ...Judge.exits(history, patience)
     ]
     return history
@@ -75,13 +75,13 @@ const run = async (lock, random) => {
     kept.push(...world.slots.slice(1).map((slot) => keepUp(slot)))
     const loading = world.fleet.load(messagePause)
     if (isRogue) {
-      const slot = world.slots[1]
-      await slot.current.child.line("Standing by", 60)
-      world.start(slot, {
-        LOCK: "file",
-        LOCK_FILE: join(world.fleet.folder, "rogue.lock"),
-        STATE_DIR: join(world.fleet.folder, "rogue")
-      })
+      const at = (name) => join(world.fleet.folder, name)
+      const rogue = { LOCK: "file", LOCK_FILE: at("rogue.lock"), STATE_DIR: at("rogue") }
+      const { child } = world.start(world.slots[1], rogue)
+      await child.line("BOT READY", 60)
+      await sleep(2_000)
+      await world.fleet.collect()
+      judge()
     }
 
     const end = Date.now() + seconds * 1_000 / locks.length
@@ -129,7 +129,7 @@ const run = async (lock, random) => {
     }
     if (violations.length > 0) report(world, violations)
     if (!isBroken) await Promise.race([Promise.all(kept), sleep(5_000)])
-    const repeats = Judge.repeats(history, world.busy)
+    const repeats = Judge.repeats(history, world.busy, patience)
     const pollers = Judge.pollersInTurn(history)
     const two = [
       ...pollers.violations,

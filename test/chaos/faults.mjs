@@ -115,9 +115,9 @@ export const faultKinds = [
     kind: "kill",
     group: "kill",
     weight: 5,
-    run: takeAway("kill -9", (world, life, _, begin) => {
+    run: takeAway("kill -9", async (world, life, _, begin) => {
       const end = begin()
-      world.kill(life)
+      await world.kill(life)
       end()
     })
   },
@@ -130,7 +130,7 @@ export const faultKinds = [
       const end = begin({ isTakeover: isLong && world.isLeading(life) })
       const resume = world.pause(life)
       await sleep(isLong ? world.lease + random.between(2, 5) * second : random.between(0.1, 4) * second)
-      resume()
+      await resume()
       end()
     })
   },

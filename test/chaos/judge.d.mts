@@ -35,6 +35,8 @@ export interface Message {
   readonly calls: ReadonlyArray<Call>
 }
 export interface History {
+  /** Which faults hit the storage of the inbox. */
+  readonly inbox: "store" | "disk"
   readonly calls: ReadonlyArray<Call>
   readonly processes: ReadonlyMap<string, Life>
   readonly faults: ReadonlyArray<Fault>
@@ -46,6 +48,9 @@ export interface Violation {
 }
 
 export const commitInterval: number
+export const refusal: string
+/** Infinity while it has not said so. */
+export const lossOf: (life: Life | undefined) => number
 export const pollersInTurn: (history: History) => {
   readonly violations: ReadonlyArray<Violation>
   readonly late: number
@@ -57,7 +62,11 @@ export const unanswered: (
   history: History
 ) => { readonly lost: ReadonlyArray<Message>; readonly setAside: ReadonlyArray<Message> }
 export const outOfOrder: (history: History) => ReadonlyArray<Violation>
-export const repeats: (history: History, busy?: (owner: string, from: number, to: number) => number) => {
+export const repeats: (
+  history: History,
+  busy?: (owner: string, from: number, to: number) => number,
+  patience?: number
+) => {
   readonly running: number
   readonly committing: number
   readonly unknown: number

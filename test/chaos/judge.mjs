@@ -1,9 +1,10 @@
 /**
  * What must be true of a run, as pure functions of its history, so that each can be shown a history that breaks it.
  *
- * A history has `calls` (what the sandbox recorded, with the `owner` that made each and, where known, the `connection`
- * it came by), `processes` by owner, `faults` and `messages` with the calls that answered them. All times are
- * milliseconds of one clock; what a call says of itself is the sandbox's, everything else was seen by this script.
+ * A history has `inbox` (which faults hit the storage of the inbox: those of the "store" or of the "disk"), `calls` (what
+ * the sandbox recorded, with the `owner` that made each and, where known, the `connection` it came by), `processes` by
+ * owner, `faults` and `messages` with the calls that answered them. All times are milliseconds of one clock; what a call
+ * says of itself is the sandbox's, everything else was seen by this script.
  *
  * A process: `{ owner, killedAt, exitedAt, code, pauses: [{from, to}], termAt, lines }`; a fault:
  * `{ kind, on: "store" | "telegram" | "disk" | …, owner, from, to }`. What has not happened is `undefined`.
@@ -22,9 +23,16 @@ export const commitInterval = 10
 /** What the removal itself may take where nothing is slow: one transaction of the storage. */
 const commitMax = 50
 
+/** What the inbox says to a former holder. */
+export const refusal = "an instance with a newer lease has stored updates"
+
 const polls = ({ calls }) => calls.filter(({ method }) => method === "getUpdates").sort((a, b) => a.at - b.at)
 const endOf = ({ at, duration_ms }) => at + duration_ms
 const said = (process, text) => process?.lines.find(({ message }) => message.includes(text))?.heard
+
+/** When a process said that the lock is no longer its own: by its watch, or because a write of it was refused. */
+export const lossOf = (process) =>
+  Math.min(said(process, "Instance lock lost") ?? never, said(process, refusal) ?? never)
 
 /** From when on nothing new can leave a process: it was killed, or has ended. */
 const gone = (process) => Math.min(process?.killedAt ?? never, process?.exitedAt ?? never)
@@ -74,7 +82,7 @@ export const pollsOverlap = (history, patience = 1) => {
       call.connection?.closedAt ?? never,
       gone(process),
       pause,
-      said(process, "Instance lock lost") ?? never
+      lossOf(process)
     )
     if (longest !== undefined && longest.owner !== call.owner) {
       const overlap = longest.to - from
@@ -106,7 +114,7 @@ export const holdersInTurn = (history, patience = 1) => {
       const isPaused = process.pauses.some((pause) => pause.from <= from && from <= (pause.to ?? never))
       const end = Math.min(
         gone(process),
-        said(process, "Instance lock lost") ?? never,
+        lossOf(process),
         // Said after everything is closed that works under the lock, and before it is released.
         said(process, "Bot session closed") ?? never
       )
@@ -158,7 +166,7 @@ export const outOfOrder = (history) => {
  * longer ago than the commit interval and one transaction, not counting the time that the process itself was at work or
  * waiting for a processor: `busy(owner, from, to)` in milliseconds.
  */
-export const repeats = (history, busy = () => 0) => {
+export const repeats = (history, busy = () => 0, patience = 1) => {
   const found = { running: 0, committing: 0, unknown: 0, unwritten: 0, oldest: 0 }
   const violations = []
   const during = (places, owner, from, to) =>
@@ -173,7 +181,7 @@ export const repeats = (history, busy = () => 0) => {
       const ends = [
         process?.killedAt,
         process?.exitedAt,
-        said(process, "Instance lock lost"),
+        lossOf(process),
         said(process, "Handlers were cancelled"),
         ...(process?.pauses.map(({ from }) => from) ?? [])
       ].filter((end) => end !== undefined && end >= first.at)
@@ -182,12 +190,12 @@ export const repeats = (history, busy = () => 0) => {
       const heard = heardAt(first)
       const age = taken - heard
       if (taken < next.at && age <= 0) found.running++
-      else if (taken < next.at && age <= commitInterval + commitMax + busy(owner, heard, taken)) {
+      else if (taken < next.at && age <= commitInterval + commitMax * patience + busy(owner, heard, taken)) {
         found.committing++
         found.oldest = Math.max(found.oldest, age)
       } else if (during(["telegram", "network"], owner, first.at, Math.min(next.at, endOf(first) + 60_000))) {
         found.unknown++
-      } else if (during(["store", "disk", "errno"], owner, first.at, Math.min(taken, next.at))) found.unwritten++
+      } else if (during([history.inbox, "errno"], owner, first.at, Math.min(taken, next.at))) found.unwritten++
       else {
         violations.push({
           at: next.at,
@@ -225,9 +233,9 @@ export const exits = (history, patience = 1) => {
     const isRight = {
       SIGKILL: killedAt !== undefined,
       0: termAt !== undefined || has("Handover requested by another instance"),
-      69: near("store", "disk", "errno", "network", "telegram"),
+      69: has("did not answer") || near("store", "disk", "errno", "network", "telegram"),
       70: near("process", "store", "disk", "errno", "network", "telegram", "clock"),
-      75: has("Instance lock lost") || has("newer lease") || has("Another bot instance") ||
+      75: has("Instance lock lost") || has(refusal) || has("Another bot instance") ||
         near("process", "store", "errno", "network", "clock"),
       78: near("disk", "errno", "store")
     }[code]

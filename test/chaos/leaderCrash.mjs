@@ -32,17 +32,19 @@ export const leaderCrash = async ({ fault = "kill", lock, rounds }) => {
       const next = world.start(world.slots[(round + 1) % 2])
       await next.child.line("Standing by", 60)
       await sleep(200 + Math.random() * 500)
+      if (fault === "kill") await world.kill(leader)
       const died = Date.now()
-      if (fault === "kill") world.kill(leader)
       const resume = fault === "pause" ? world.pause(leader) : undefined
       const polling = (await next.child.line("Starting bot polling", 60)).at
       await next.child.line("BOT READY", 60)
       if (resume !== undefined) {
         await sleep(1_000)
-        resume()
+        await resume()
         const code = await Promise.race([leader.child.exited, sleep(20_000 * patience)])
         if (code !== 75) wrong.push(`round ${round}: the paused leader ended with ${code}`)
-        if (!world.has(leader, "Instance lock lost")) wrong.push(`round ${round}: no loss of the lock was said`)
+        if (Judge.lossOf(leader) === Number.POSITIVE_INFINITY) {
+          wrong.push(`round ${round}: no loss of the lock was said`)
+        }
         const [written, granted] = [await world.writtenToken(), world.grantedToken(next)]
         if (written !== granted) wrong.push(`round ${round}: the inbox has the token ${written}, not ${granted}`)
       } else await leader.child.exited
@@ -62,7 +64,7 @@ export const leaderCrash = async ({ fault = "kill", lock, rounds }) => {
     await loading
     const history = world.history()
     const { lost, setAside } = Judge.unanswered(history)
-    const repeats = Judge.repeats(history, world.busy)
+    const repeats = Judge.repeats(history, world.busy, patience)
     const two = [
       ...Judge.pollersInTurn(history).violations,
       ...Judge.pollsOverlap(history, patience),

@@ -46,10 +46,10 @@ const scenarios = [
           world.has(world.leader(), "Starting bot polling")
       })
       await sleep(second)
-      resume()
+      await resume()
       const code = await Promise.race([leader.child.exited, sleep(20 * second * patience)])
       if (code !== 75) wrong(`the leader that was paused ended with ${code}`)
-      if (!world.has(leader, "Instance lock lost")) {
+      if (Judge.lossOf(leader) === Number.POSITIVE_INFINITY) {
         wrong("the leader that was paused has not said that it lost the lock")
       }
       const [written, granted] = [await world.writtenToken(), world.grantedToken(world.leader())]
@@ -96,9 +96,12 @@ const scenarios = [
 const run = async (lock, { about, isTakeover = false, run }, round) => {
   const world = await openWorld({ capabilities: { ...capabilities(), faketime: undefined }, instances: 3, lock })
   const wrong = []
+  const over = new AbortController()
+  const tellEvents = () => {
+    for (const event of world.events.slice(-80)) console.error(`  ${new Date(event.at).toISOString()} ${event.text}`)
+  }
   try {
     const { fleet, slots } = world
-    const over = new AbortController()
     const keepUp = async (slot) => {
       while (!over.signal.aborted) {
         await world.start(slot).over
@@ -110,7 +113,8 @@ const run = async (lock, { about, isTakeover = false, run }, round) => {
     await leader.child.line("BOT READY", 60)
     kept.push(keepUp(slots[1]), keepUp(slots[2]))
     const loading = fleet.load(80)
-    for (const { current } of slots.slice(1)) await current.child.line("Standing by", 60)
+    // Whoever is there by then: one that could not start is started again.
+    await until("two that stand by", 60, () => slots.slice(1).every(({ current }) => world.has(current, "Standing by")))
     await sleep(second * (1 + round % 5))
 
     const end = world.begin({
@@ -139,7 +143,7 @@ const run = async (lock, { about, isTakeover = false, run }, round) => {
     const history = world.history()
     const { lost, setAside } = Judge.unanswered(history)
     const pollers = Judge.pollersInTurn(history)
-    const repeats = Judge.repeats(history, world.busy)
+    const repeats = Judge.repeats(history, world.busy, patience)
     const two = [
       ...pollers.violations,
       ...Judge.pollsOverlap(history, patience),
@@ -151,9 +155,7 @@ const run = async (lock, { about, isTakeover = false, run }, round) => {
       wrong.push(text)
     }
     if (lost.length + setAside.length > 0) wrong.push(`${lost.length} messages lost, ${setAside.length} set aside`)
-    if (wrong.length > 0 || process.env.CHAOS_VERBOSE !== undefined) {
-      for (const event of world.events.slice(-80)) console.error(`  ${new Date(event.at).toISOString()} ${event.text}`)
-    }
+    if (wrong.length > 0) tellEvents()
     const polls = history.calls.filter(({ method }) => method === "getUpdates").sort((a, b) => a.at - b.at)
     const silence = polls.reduce(
       ({ last, max }, { at }) => ({ last: at, max: at > leader.lines[0].heard ? Math.max(max, at - last) : max }),
@@ -163,17 +165,23 @@ const run = async (lock, { about, isTakeover = false, run }, round) => {
       messages: history.messages.length,
       lost: lost.length + setAside.length,
       repeats: repeats.count + repeats.violations.length,
+      running: repeats.running,
+      committing: repeats.committing,
       two: two.length,
       turns: pollers.turns,
       silence,
       wrong
     }
+  } catch (error) {
+    tellEvents()
+    throw error
   } finally {
+    over.abort()
     await world.close()
   }
 }
 
-const nothing = { messages: 0, lost: 0, repeats: 0, two: 0, turns: 0, silence: 0 }
+const nothing = { messages: 0, lost: 0, repeats: 0, running: 0, committing: 0, two: 0, turns: 0, silence: 0 }
 const lock = option("lock", "both")
 const locks = lock === "both" ? ["redis", "postgres"] : [lock]
 const rounds = Number(option("rounds", "1"))
@@ -194,6 +202,12 @@ for (const lock of locks) {
         `${String(sum("repeats")).padStart(10)}${String(sum("two")).padStart(13)}${String(sum("turns")).padStart(7)}` +
         `${(quantile(found.map(({ silence }) => silence), 1) / second).toFixed(1).padStart(23)} s`
     )
+    const others = sum("repeats") - sum("running") - sum("committing")
+    if (sum("repeats") > 0) {
+      console.log(
+        `    repeated: ${sum("running")} running, ${sum("committing")} just ended, ${others} for other reasons`
+      )
+    }
     for (const text of found.flatMap(({ wrong }) => wrong)) console.log(`    ${text}`)
     violations += found.filter(({ wrong }) => wrong.length > 0).length
   }

@@ -149,7 +149,8 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
 
     // How long a process was at work or waiting for a processor, which says how much later than told it may act.
     const sample = (life) => {
-      const [work, wait] = schedule(life.pid)
+      const [work, wait] = schedule(life.pid) ?? []
+      if (work === undefined) return
       life.samples ??= []
       life.samples.push({ at: Date.now(), busy: (work + wait) / 1e6 })
       if (life.samples.length > 1_000) life.samples.splice(0, 500)
@@ -167,10 +168,17 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
       return first === undefined || last === undefined ? 0 : Math.max(0, last.busy - first.busy)
     }
 
-    const kill = (life) => {
+    // The kernel counts a wait for a processor when it is over. A process that is stopped has had its turn, though none
+    // of its own instructions ran in it: so whoever is taken away is stopped first, and looked at.
+    const sampleStopped = async (life) => {
+      const deadline = Date.now() + 5_000
+      while (stateOf(life.pid) !== "T" && Date.now() < deadline) await sleep(1)
       sample(life)
+    }
+    const kill = async (life) => {
       life.killedAt = Date.now()
-      // A stopped process dies as well.
+      life.child.kill("SIGSTOP")
+      await sampleStopped(life)
       life.child.kill("SIGKILL")
     }
     const terminate = (life) => {
@@ -178,11 +186,12 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
       life.child.kill("SIGTERM")
     }
     const pause = (life) => {
-      sample(life)
       const pause = { from: Date.now(), to: undefined }
       life.pauses.push(pause)
       life.child.kill("SIGSTOP")
-      return () => {
+      const sampled = sampleStopped(life)
+      return async () => {
+        await sampled
         pause.to ??= Date.now()
         life.child.kill("SIGCONT")
       }
@@ -200,6 +209,7 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
         call.deliveredAt ??= call.connection?.deliveries.find((at) => at >= ended)
       }
       return {
+        inbox: lock === "postgres" ? "store" : "disk",
         calls: fleet.calls.filter(({ bot }) => bot === fleet.id),
         processes,
         faults,
@@ -278,12 +288,21 @@ export const openWorld = async ({ capabilities, instances = 3, lock }) => {
   }
 }
 
+const stateOf = (pid) => {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, "utf8").split(") ").at(-1).split(" ", 1)[0]
+  } catch {
+    // It has ended, which is as good.
+    return "T"
+  }
+}
+
 /** Nanoseconds at work and nanoseconds ready but waiting, of the main thread. */
 const schedule = (pid) => {
   try {
     return readFileSync(`/proc/${pid}/schedstat`, "utf8").split(" ").map(Number)
   } catch {
     // It has ended.
-    return [0, 0]
+    return undefined
   }
 }
