@@ -442,6 +442,8 @@ class Simulation {
         instance.set(amount * second)
         this.invariants.clockWasSet()
         world.after(duration, () => instance.set(-amount * second))
+        // A virtual machine that is moved comes back with the time of another host, and for a while without its network.
+        if (amount < 0) this.cut(instance, [links.store], Math.min(duration, 45 * second))
         return
       case "cutTelegram":
       case "cutStore":
@@ -453,10 +455,10 @@ class Simulation {
           ...(kind === "cutTelegram" ? [] : [links.store])
         ]
         if (kind !== "cutTelegram") instance.wasCutOff = true
+        if (kind !== "refuse" && kind !== "slow") return this.cut(instance, hit, duration)
         for (const link of hit) {
           if (kind === "refuse") link.isRefused = true
-          else if (kind === "slow") link.slowness = amount
-          else link.isCut = true
+          else link.slowness = amount
         }
         world.after(duration, () => {
           for (const link of hit) link.heal()
@@ -475,6 +477,14 @@ class Simulation {
         return
       default:
     }
+  }
+
+  private cut(instance: Instance, links: ReadonlyArray<Link>, duration: number): void {
+    for (const link of links) link.isCut = true
+    instance.wasCutOff = true
+    this.world.after(duration, () => {
+      for (const link of links) link.heal()
+    })
   }
 
   private get allRunning(): ReadonlyArray<Running> {
