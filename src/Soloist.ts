@@ -28,6 +28,7 @@ import {
   Scope
 } from "effect"
 import * as LanguageModel from "effect/ai/LanguageModel"
+import { Fetch } from "effect/http/FetchHttpClient"
 import type { SqlClient } from "effect/sql"
 import type { UserFromGetMe } from "grammy/types"
 import { fileURLToPath } from "node:url"
@@ -54,6 +55,7 @@ import { BotSession, type BotSessionOptions, identify } from "./telegram/BotSess
 import { ChatState } from "./telegram/ChatState.ts"
 import { DeadLetters } from "./telegram/DeadLetters.ts"
 import * as OperatorRequests from "./telegram/DeadLetters/OperatorRequests.ts"
+import * as KeepAliveFetch from "./telegram/KeepAliveFetch.ts"
 import { Outgoing } from "./telegram/Outgoing.ts"
 import { UpdateDispatcher } from "./telegram/UpdateDispatcher.ts"
 import type { UpdateHandler } from "./telegram/UpdateHandler.ts"
@@ -97,12 +99,13 @@ const instance = <E, R, E2>(
   rehearsed: Layer.Layer<UpdateHandler, E2, BotServices | Rehearsal.Stage>
 ) =>
   Layer.unwrap(Effect.gen(function*() {
-    const identity = yield* identityOf(settings)
+    const fetch = yield* KeepAliveFetch.fromContext
+    const identity = yield* identityOf(settings, fetch)
     const botId = yield* botOf(settings)
     const rehearsal = Rehearsal.play((session) => bot(settings, rehearsed).pipe(Layer.provide(session)))
     const prepare = Effect.all([identity.ask, rehearsal], { concurrency: "unbounded", discard: true })
     return bot(settings, handlers).pipe(
-      Layer.provideMerge(session(settings, identity.known)),
+      Layer.provideMerge(session(settings, identity.known).pipe(Layer.provide(Layer.succeed(Fetch, fetch)))),
       Layer.provideMerge(lock(settings, botId, prepare)),
       Layer.provideMerge(probes(settings)),
       Layer.provideMerge(storage(settings)),
@@ -257,11 +260,11 @@ export const botOf = ({ botToken }: Settings): Effect.Effect<string> =>
   )
 
 /** Who the bot is: what a standby has asked for (`ask`), or else what Telegram says when the session opens (`known`). */
-const identityOf = ({ botToken, telegramApiRoot: apiRoot }: Settings) =>
+const identityOf = ({ botToken, telegramApiRoot: apiRoot }: Settings, fetch: typeof globalThis.fetch) =>
   Effect.map(Ref.make(Option.none<UserFromGetMe>()), (found) => {
     // The sandbox is ours and opens with the lock: before that there is nobody to ask.
     if (botToken === undefined) return { ask: Effect.void, known: undefined }
-    const asked = identify({ token: botToken, apiRoot })
+    const asked = Effect.provideService(identify({ token: botToken, apiRoot }), Fetch, fetch)
     return {
       ask: Effect.flatMap(asked, (me) => Ref.set(found, Option.some(me))),
       known: Effect.flatMap(Ref.get(found), Option.match({ onNone: () => asked, onSome: Effect.succeed }))

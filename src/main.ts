@@ -4,7 +4,9 @@
  * decides the exit code.
  */
 import { install } from "./cli/Signals.ts"
+import * as StandardError from "./cli/StandardError.ts"
 
+StandardError.redact()
 const signals = install()
 if (process.argv.length > 2) {
   const { commandLine } = await import("./cli/CommandLine.ts")

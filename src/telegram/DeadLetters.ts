@@ -71,7 +71,7 @@ const make = Effect.gen(function*() {
         Effect.gen(function*() {
           const update = yield* inbox.takeBack(updateId)
           if (Option.isNone(update)) return false
-          const offered = yield* Effect.forkIn(dispatcher.offer(update.value), scope, { startImmediately: true })
+          const offered = yield* Effect.forkIn(dispatcher.offer([update.value]), scope, { startImmediately: true })
           yield* report
           yield* restore(Fiber.join(offered))
           return true

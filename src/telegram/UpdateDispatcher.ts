@@ -70,8 +70,11 @@ export interface DrainReport {
 export { HandlerTimedOut } from "./UpdateDispatcher/HandlerTimeout.ts"
 
 export class UpdateDispatcher extends Context.Service<UpdateDispatcher, {
-  /** Takes a stored update. Waits while `capacity` updates are unfinished, which is what slows the poller down. */
-  readonly offer: (update: Update) => Effect.Effect<void>
+  /**
+   * Takes stored updates, in order. Waits while `capacity` updates are unfinished, which is what slows the poller down.
+   * Handlers begin a turn of the event loop later, so that the next poll is on its way before they take the processor.
+   */
+  readonly offer: (updates: ReadonlyArray<Update>) => Effect.Effect<void>
   /**
    * Begins to take what the inbox has unfinished from before, in order, without waiting for it: what is offered meanwhile
    * waits for the rest of its own chat only. Returns how many there are. Called once, before anything is offered.
@@ -121,6 +124,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const lanes = new Lanes<Update>()
   const room = yield* Latch.make(true)
   const idle = yield* Latch.make(true)
+  /** Open while there is something new whose turn may have come. */
+  const offered = yield* Latch.make(false)
   const broken = yield* Deferred.make<never, LeaseLost | InboxError>()
   const suspects = yield* Queue.unbounded<Backlogs.Suspect & { readonly lane: Lane<Update> }>()
   /** In the order in which they began. */
@@ -319,17 +324,28 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     }
   })
 
-  const offer = (update: Update): Effect.Effect<void> =>
+  const offer = (updates: ReadonlyArray<Update>, from = 0): Effect.Effect<void> =>
     Effect.suspend(() => {
-      if (isDraining) return Effect.void
-      if (fresh >= capacity) return Effect.andThen(room.await, offer(update))
-      metrics.received(update)
-      changed(1, true)
-      if (backlog.park(update)) return Effect.void
-      lanes.push(laneOf(update), update)
-      beginNext()
+      for (let index = from; index < updates.length; index++) {
+        if (isDraining) return Effect.void
+        if (fresh >= capacity) return Effect.andThen(room.await, offer(updates, index))
+        const update = updates[index]
+        if (update === undefined) break
+        metrics.received(update)
+        changed(1, true)
+        if (backlog.park(update)) continue
+        lanes.push(laneOf(update), update)
+        offered.openUnsafe()
+      }
       return Effect.void
     })
+  const beginOffered = offered.await.pipe(
+    Effect.andThen(Effect.sync(() => {
+      offered.closeUnsafe()
+      beginNext()
+    })),
+    Effect.forever
+  )
 
   const scope = yield* Effect.scope
   const resume = Effect.gen(function*() {
@@ -397,6 +413,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   )
 
   yield* fork("update worker", guard)
+  yield* fork("update turns", beginOffered)
   yield* fork("handler watch", HandlerTimeout.watch({ underWay, limit: handlerTimeout }))
   yield* fork(
     "suspect watch",
@@ -408,7 +425,12 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   )
   // After the workers, so that it runs before their scope would interrupt them.
   yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
-  return UpdateDispatcher.of({ offer, resume, unfinished: Effect.sync(() => unfinished), drain })
+  return UpdateDispatcher.of({
+    offer: (updates) => offer(updates),
+    resume,
+    unfinished: Effect.sync(() => unfinished),
+    drain
+  })
 })
 
 /** What cancelling the handlers may take on top of the drain. */

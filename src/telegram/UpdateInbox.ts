@@ -314,6 +314,12 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     return yield* table.open
   })
 
+  /** What is stored in batches and has not ended here. */
+  const packedUpdates = Effect.map(
+    attempt("read the batches", table.batches),
+    (updates) => updates.filter(({ update_id: id }) => !live.hasEnded(id))
+  )
+
   const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
     const rows = yield* attempt("read unfinished updates", table.leftovers(page))
     for (const row of rows) {
@@ -324,19 +330,14 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         )
       }
     }
-    const unsplit = live.updates(page.after).map((update): Leftover => ({
-      updateId: update.update_id,
-      lane: laneOf(update),
-      update,
-      attempts: 0,
-      crashes: 0
-    }))
-    return unsplit.length === 0 ? rows : [...rows, ...unsplit].sort(byId).slice(0, page.limit)
+    const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
+    return packed.length === 0 ? rows : [...rows, ...packed.map(untried)].sort(byId).slice(0, page.limit)
   })
 
-  const backlog = Effect.map(attempt("read the backlog", table.backlog), ({ lanes, suspects }) => {
+  const backlog = Effect.gen(function*() {
+    const { lanes, suspects } = yield* attempt("read the backlog", table.backlog)
     const all = new Map(lanes)
-    for (const lane of live.updates().map(laneOf)) all.set(lane, (all.get(lane) ?? 0) + 1)
+    for (const lane of (yield* packedUpdates).map(laneOf)) all.set(lane, (all.get(lane) ?? 0) + 1)
     return { lanes: all, suspects, hadCrashed }
   })
 
@@ -391,6 +392,13 @@ interface WriteOptions {
 }
 
 const none: ReadonlyArray<number> = []
+const untried = (update: Update): Leftover => ({
+  updateId: update.update_id,
+  lane: laneOf(update),
+  update,
+  attempts: 0,
+  crashes: 0
+})
 const byId = (a: Leftover, b: Leftover): number => a.updateId - b.updateId
 
 /** The latest ids that were stored, oldest first. */

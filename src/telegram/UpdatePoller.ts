@@ -131,7 +131,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
     if (batch.length > 0) {
       const { fresh, isBackwards } = yield* store(batch)
       if (isBackwards) yield* Effect.logWarning("Telegram has begun a new sequence of update ids")
-      yield* health.handing(Effect.forEach(fresh, dispatcher.offer, { discard: true }))
+      yield* health.handing(dispatcher.offer(fresh))
       if (fresh.length > 0) return
     }
     if (wasProbe) return

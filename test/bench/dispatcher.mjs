@@ -71,9 +71,7 @@ const program = Effect.gen(function*() {
   const started = yield* Clock.currentTimeMillis
   const cpu = process.cpuUsage()
   for (let id = 1; id <= count; id += batchSize) {
-    for (const fresh of yield* inbox.store(Array.from({ length: batchSize }, (_, index) => update(id + index)))) {
-      yield* dispatcher.offer(fresh)
-    }
+    yield* dispatcher.offer(yield* inbox.store(Array.from({ length: batchSize }, (_, index) => update(id + index))))
   }
   while ((yield* dispatcher.unfinished) > 0) yield* Effect.sleep(1)
   const { system, user } = process.cpuUsage(cpu)

@@ -159,6 +159,8 @@ const soloistParts = async (job, handle, { durable, effectHandler = false }) => 
     ])
   const { Composer } = await import("grammy")
   const { Soloist } = await import("../../dist/index.js")
+  const { Fetch } = await import("effect/http/FetchHttpClient")
+  const KeepAliveFetch = await import("../../dist/telegram/KeepAliveFetch.js")
 
   const composer = new Composer()
   composer.on("message", (ctx) => handle(ctx.update))
@@ -168,11 +170,20 @@ const soloistParts = async (job, handle, { durable, effectHandler = false }) => 
   const storage = () =>
     Layer.effectDiscard(migrate).pipe(Layer.provideMerge(Sqlite.layer({ filename: join(job.folder, "soloist.db") })))
   const inbox = durable ? UpdateInbox.layer().pipe(Layer.provide(storage())) : UpdateInbox.layerMemory
+  const session = Layer.unwrap(
+    Effect.map(
+      KeepAliveFetch.fromContext,
+      (fetch) =>
+        BotSession.layer({ token: Redacted.make(token), apiRoot: job.url }).pipe(
+          Layer.provide(Layer.succeed(Fetch, fetch))
+        )
+    )
+  )
   const bot = UpdatePoller.layer().pipe(
     Layer.provideMerge(UpdateDispatcher.layer()),
     Layer.provideMerge(inbox),
     Layer.provideMerge(handlers),
-    Layer.provideMerge(BotSession.layer({ token: Redacted.make(token), apiRoot: job.url })),
+    Layer.provideMerge(session),
     Layer.provideMerge(InstanceLock.layer({ mode: "exit", version: "bench" })),
     Layer.provide(LockStore.layerMemory),
     Layer.provideMerge(Health.layer),

@@ -2,7 +2,15 @@ import { assert, describe, it } from "@effect/vitest"
 import { Context, Effect, Exit, Fiber, Layer, Random, Redacted, Runtime, Schema, Scope } from "effect"
 import { SqlClient, SqlError } from "effect/sql"
 import { TestClock } from "effect/testing"
-import { Bot, type Context as GrammyContext, lazySession, type Middleware, session, type SessionFlavor } from "grammy"
+import {
+  Bot,
+  type Context as GrammyContext,
+  lazySession,
+  type Middleware,
+  session,
+  type SessionFlavor,
+  type StorageAdapter
+} from "grammy"
 import type { Update } from "grammy/types"
 import { inspect } from "node:util"
 import { InstanceLock } from "../../src/lock/InstanceLock.ts"
@@ -288,8 +296,7 @@ const start = Effect.fnUntraced(function*<E>(
   const inbox = Context.get(context, UpdateInbox)
   return {
     logs,
-    receive: (updates: ReadonlyArray<Update>) =>
-      Effect.flatMap(inbox.store(updates), Effect.forEach((update) => dispatcher.offer(update), { discard: true })),
+    receive: (updates: ReadonlyArray<Update>) => Effect.flatMap(inbox.store(updates), dispatcher.offer),
     resume: dispatcher.resume,
     unfinished: dispatcher.unfinished,
     state: Context.get(context, ChatState),
@@ -300,6 +307,36 @@ const start = Effect.fnUntraced(function*<E>(
     })
   }
 })
+
+/** `ConversationKeyStorage` of the conversations plugin 2.1, as its reference describes it, on grammY's own types. */
+interface ConversationKeyStorage<C extends GrammyContext, S> {
+  readonly type: "key"
+  readonly version?: string | number
+  readonly prefix?: string
+  readonly getStorageKey?: (ctx: C) => string | undefined
+  readonly adapter: Pick<StorageAdapter<VersionedState<S>>, "read" | "write" | "delete">
+}
+interface VersionedState<S> {
+  readonly version: readonly [plugin: number, data: string | number]
+  readonly state: S
+}
+/** The replay log of each conversation. */
+type Conversations = Readonly<Record<string, ReadonlyArray<{ readonly args: string }>>>
+
+/** A form of three messages that is kept as the plugin keeps one: read, extended and written for each update. */
+const conversations = (
+  { adapter, getStorageKey, prefix = "", version = 0 }: ConversationKeyStorage<GrammyContext, Conversations>,
+  replies: Array<string>
+) =>
+async (ctx: GrammyContext): Promise<void> => {
+  const key = prefix + (getStorageKey ?? (({ chatId }) => String(chatId)))(ctx)
+  const stored = await adapter.read(key)
+  const state = stored?.version[0] === 0 && stored.version[1] === version ? stored.state : {}
+  const form = [...(state["form"] ?? []), { args: ctx.msg?.text ?? "" }]
+  if (form.length < 3) return adapter.write(key, { version: [0, version], state: { form } })
+  replies.push(`${key}: ${form.map(({ args }) => args).join(" ")}`)
+  await adapter.delete(key)
+}
 
 const runOut = ({ unfinished }: { readonly unfinished: Effect.Effect<number> }) =>
   Effect.gen(function*() {
@@ -415,6 +452,35 @@ describe("ChatState through the dispatcher", () => {
         yield* service.stop
       }
       assert.deepStrictEqual(seen, [[1, 99], [1, 98], [2, 97], [3, 96], 1, 1, 2, 1])
+    }))
+
+  // grammY's conversations plugin is not a dependency. This is what its documentation asks of `storage`, and how it uses it:
+  // the state of all conversations of a chat, in an envelope with versions, deleted when none is left.
+  it.effect("the adapter is a storage for conversations, which keep their place across a restart", () =>
+    Effect.gen(function*() {
+      const storage = yield* Layer.build(Storage.layerMemory)
+      const replies: Array<string> = []
+      const register = Effect.gen(function*() {
+        const adapter = yield* ChatState.storageAdapter<VersionedState<Conversations>>("conversations")
+        const kept: ConversationKeyStorage<GrammyContext, Conversations> = { type: "key", version: 3, adapter }
+        yield* use(conversations(kept, replies))
+      })
+      const before = yield* start(storage, register)
+      yield* before.receive([textUpdate(1, 1, "/start"), textUpdate(2, 2, "/start"), textUpdate(3, 1, "Ada")])
+      yield* runOut(before)
+      yield* before.stop
+      const sql = Context.get(storage, SqlClient.SqlClient)
+      const rows = sql<{ chat_key: string; value: string }>`SELECT chat_key, value FROM chat_state ORDER BY chat_key`
+      assert.deepStrictEqual((yield* rows).map(({ chat_key, value }) => [chat_key, JSON.parse(value)]), [
+        ["1", { version: [0, 3], state: { form: [{ args: "/start" }, { args: "Ada" }] } }],
+        ["2", { version: [0, 3], state: { form: [{ args: "/start" }] } }]
+      ])
+      const after = yield* start(storage, register, { fencingToken: 2n })
+      yield* after.receive([textUpdate(4, 1, "Lovelace"), textUpdate(5, 2, "Alan")])
+      yield* runOut(after)
+      assert.deepStrictEqual(replies, ["1: /start Ada Lovelace"])
+      assert.deepStrictEqual((yield* rows).map(({ chat_key }) => chat_key), ["2"])
+      yield* after.stop
     }))
 
   it.effect("what a cancelled handler stores too late is refused, and the next update's value stands", () =>

@@ -57,8 +57,7 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
     sql: Context.get(context, SqlClient.SqlClient),
     letters: Context.get(context, DeadLetters),
     health: Effect.map(Context.get(context, Health).current, ({ checks }) => checks["telegram:deadLetters"]),
-    receive: (...updates: ReadonlyArray<Update>) =>
-      Effect.flatMap(inbox.store(updates), Effect.forEach((update) => dispatcher.offer(update))),
+    receive: (...updates: ReadonlyArray<Update>) => Effect.flatMap(inbox.store(updates), dispatcher.offer),
     close: Scope.close(scope, Exit.void)
   }
 })
@@ -106,6 +105,7 @@ describe("DeadLetters", () => {
       assert.strictEqual((yield* second.health)?.status, "warn")
       assert.isTrue(yield* second.letters.retry(1))
       assert.isFalse(yield* second.letters.retry(1))
+      yield* settle
       assert.deepStrictEqual(second.log, [1])
       assert.deepStrictEqual(yield* second.letters.list(), [])
       assert.strictEqual((yield* second.health)?.status, "pass")

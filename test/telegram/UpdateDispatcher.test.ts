@@ -72,8 +72,7 @@ const setUpWith = (
     const dispatcher = Context.get(context, UpdateDispatcher)
     const inbox = Context.get(context, UpdateInbox)
     /** Stores and offers, as the poller does. */
-    const receive = (...updates: ReadonlyArray<Update>) =>
-      Effect.flatMap(inbox.store(updates), Effect.forEach((update) => dispatcher.offer(update)))
+    const receive = (...updates: ReadonlyArray<Update>) => Effect.flatMap(inbox.store(updates), dispatcher.offer)
     return {
       lock,
       logs,
@@ -116,7 +115,7 @@ describe("UpdateDispatcher", () => {
     Effect.gen(function*() {
       const { began, dispatcher, end, receive } = yield* setUp({ capacity: 2 })
       yield* receive(textUpdate(1, 1), textUpdate(2, 1))
-      const third = yield* Effect.forkChild(dispatcher.offer(textUpdate(3, 2)), { startImmediately: true })
+      const third = yield* Effect.forkChild(dispatcher.offer([textUpdate(3, 2)]), { startImmediately: true })
       assert.strictEqual(yield* began, 1)
       yield* settle
       assert.isUndefined(third.pollUnsafe())
@@ -210,7 +209,7 @@ describe("UpdateDispatcher", () => {
       yield* receive(...Array.from({ length: 500 }, (_, index) => textUpdate(index + 1, 1)))
       yield* receive(...Array.from({ length: 50 }, (_, index) => textUpdate(1000 + index, 2 + index)))
       const blocked = yield* Effect.forkChild(
-        Effect.forEach(Array.from({ length: 51 }, (_, index) => textUpdate(2000 + index, 900)), dispatcher.offer),
+        dispatcher.offer(Array.from({ length: 51 }, (_, index) => textUpdate(2000 + index, 900))),
         { startImmediately: true }
       )
       yield* settle
@@ -244,8 +243,8 @@ describe("UpdateDispatcher", () => {
         )
       )
       const dispatcher = Context.get(context, UpdateDispatcher)
-      yield* dispatcher.offer(textUpdate(1))
-      yield* dispatcher.offer(textUpdate(2))
+      yield* dispatcher.offer([textUpdate(1)])
+      yield* dispatcher.offer([textUpdate(2)])
       const first = yield* telegram.next
       yield* TestClock.adjust("29999 millis")
       assert.isFalse(first.signal.aborted)
@@ -269,8 +268,8 @@ describe("UpdateDispatcher", () => {
         )
       )
       const dispatcher = Context.get(context, UpdateDispatcher)
-      yield* dispatcher.offer(textUpdate(1))
-      yield* dispatcher.offer(textUpdate(2))
+      yield* dispatcher.offer([textUpdate(1)])
+      yield* dispatcher.offer([textUpdate(2)])
       yield* settle
       assert.strictEqual(yield* dispatcher.unfinished, 0)
     }))
@@ -359,6 +358,7 @@ describe("UpdateDispatcher", () => {
       yield* inbox.store([1, 2, 3, 4, 5, 6, 7, 8, 9].map((id) => textUpdate(id, id % 3)))
       assert.strictEqual(yield* dispatcher.resume, 9)
       yield* receive(textUpdate(10, 0), textUpdate(11, 77))
+      yield* settle
       assert.include(log, "+11")
       const order: Array<number> = []
       for (let index = 0; index < 11; index++) {

@@ -125,6 +125,12 @@ export const make = ({ botId, fencingToken, sql }: {
           }
       ),
 
+    /** What all batches hold that can be read. */
+    batches: Effect.map(
+      sql<BatchRow>`SELECT batch_id, payload, stored_at FROM update_batches WHERE bot_id = ${botId}`,
+      (rows) => rows.flatMap(({ payload }) => decode<ReadonlyArray<Update>>(payload) ?? [])
+    ),
+
     /** Whether an update has a row of its own. */
     hasRows: Effect.map(
       sql`SELECT 1 AS found FROM update_inbox WHERE bot_id = ${botId} LIMIT 1`,

@@ -44,10 +44,11 @@ export class LiveBatches {
     return this.batchOf.has(updateId)
   }
 
-  /** Those that have not ended, after this one. */
-  updates(after = Number.NEGATIVE_INFINITY): ReadonlyArray<Update> {
-    return [...new Set(this.batchOf.values())].flatMap((batch) => this.restOf(batch))
-      .filter(({ update_id: id }) => id > after)
+  /** Has ended, and the storage does not know of it. */
+  hasEnded(updateId: number): boolean {
+    if (this.batchOf.has(updateId)) return false
+    for (const { updates } of this.touched) if (updates.some(({ update_id: id }) => id === updateId)) return true
+    return false
   }
 
   /** Was stored. */

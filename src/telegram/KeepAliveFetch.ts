@@ -1,0 +1,101 @@
+/**
+ * What the Bot API is called with when the host has not said otherwise: `node:http` with connections that are kept, in
+ * the shape of `fetch` as far as grammY uses it. `fetch` of Node 20 takes more than twice its processor time for a poll
+ * that brings 100 updates, and more than all of their handling. Effect's own HTTP client is no substitute here: grammY
+ * wants promises. The invariant: the connections close with the scope.
+ *
+ * Uploads go through `fetch`, which streams them, and so does everything when the host has installed a dispatcher for
+ * `fetch`, such as a proxy. `NODE_DEBUG=http` makes Node print addresses, and with them the token, to stderr; the service
+ * takes it out there (`cli/StandardError.ts`).
+ */
+import { Effect, type Scope } from "effect"
+import { Fetch } from "effect/http/FetchHttpClient"
+// Effect has nothing for connections beneath promises, which is what grammY calls.
+import * as Http from "node:http"
+import * as Https from "node:https"
+
+type Fetch = typeof globalThis.fetch
+
+/** The `fetch` of the host when it has one, `node:http` otherwise. */
+export const fromContext: Effect.Effect<Fetch, never, Scope.Scope> = Effect.gen(function*() {
+  const given = yield* Fetch
+  if (given !== original || hasDispatcher()) return given
+  const agents = yield* Effect.acquireRelease(
+    Effect.sync((): Agents => ({
+      plain: new Http.Agent({ keepAlive: true, timeout: idleMillis }),
+      secure: new Https.Agent({ keepAlive: true, timeout: idleMillis })
+    })),
+    ({ plain, secure }) =>
+      Effect.sync(() => {
+        plain.destroy()
+        secure.destroy()
+      })
+  )
+  return make(agents)
+})
+
+interface Agents {
+  readonly plain: Http.Agent
+  readonly secure: Https.Agent
+}
+
+/**
+ * A connection that nobody uses is closed after this long, as Node's own agent does it. A server that closes it first
+ * would fail the request that is just being sent. A poll that waits longer only causes an event that nobody hears.
+ */
+const idleMillis = 5_000
+
+/** What this process began with: a host that has replaced it wants its own to be used. */
+const original = globalThis.fetch
+
+// Where undici, which is the `fetch` of Node, keeps what `setGlobalDispatcher` and NODE_USE_ENV_PROXY install. What it
+// has there by itself is an `Agent`.
+const hasDispatcher = () => {
+  const dispatcher: unknown = Reflect.get(globalThis, Symbol.for("undici.globalDispatcher.1"))
+  return typeof dispatcher === "object" && dispatcher !== null && dispatcher.constructor.name !== "Agent"
+}
+
+const make = ({ plain, secure }: Agents): Fetch => (input, init = {}) => {
+  const { body } = init
+  const address = String(input instanceof Request ? input.url : input)
+  const isPlain = address.startsWith("http://")
+  if (typeof body !== "string" || !(isPlain || address.startsWith("https://"))) return original(input, init)
+  return new Promise((resolve, reject) => {
+    const options = {
+      method: init.method ?? "POST",
+      headers: { ...Object.fromEntries(new Headers(init.headers)), "content-length": Buffer.byteLength(body) }
+    }
+    const answered = (message: Http.IncomingMessage) => {
+      const parts: Array<Buffer> = []
+      message.on("data", (part: Buffer) => parts.push(part))
+      message.on("error", reject)
+      message.on("end", () => resolve(answer(Buffer.concat(parts).toString("utf8"), message)))
+    }
+    const request = isPlain
+      ? Http.request(address, { ...options, agent: plain }, answered)
+      : Https.request(address, { ...options, agent: secure }, answered)
+    request.on("error", reject)
+    const { signal } = init
+    if (signal !== undefined && signal !== null) {
+      const abort = () => void request.destroy(new DOMException("This operation was aborted", "AbortError"))
+      signal.addEventListener("abort", abort)
+      request.on("close", () => signal.removeEventListener("abort", abort))
+      if (signal.aborted) abort()
+    }
+    request.end(body)
+  })
+}
+
+/** A `Response` that has been read already, so that its JSON does not go through a stream once more. */
+const answer = (content: string, { headers, statusCode, statusMessage }: Http.IncomingMessage): Response =>
+  Object.assign(
+    new Response(content === "" ? null : content, {
+      status: statusCode ?? 200,
+      statusText: statusMessage ?? "",
+      headers: Object.entries(headers).map(([name, value]) => [name, String(value)])
+    }),
+    {
+      json: (): Promise<unknown> => Promise.resolve(content).then((text) => JSON.parse(text)),
+      text: () => Promise.resolve(content)
+    }
+  )
