@@ -5,7 +5,7 @@
  */
 import { Config, Context, Duration, Effect, FileSystem, Layer, Option, Redacted, Result, Runtime, Schema } from "effect"
 import type { LogLevel } from "effect"
-import { UserDirectories } from "effect/persistence"
+import * as UserDirectories from "effect/persistence/UserDirectories"
 import * as ExitCode from "./operations/ExitCode.ts"
 import type { LogFormat } from "./operations/Logging.ts"
 

@@ -5,16 +5,14 @@
  */
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import { Context, Deferred, Duration, Effect, Layer, type Redacted, Stream } from "effect"
-import {
-  type AiError,
-  EmbeddingModel,
-  IdGenerator,
-  LanguageModel,
-  OpenAiStructuredOutput,
-  Prompt,
-  type Response
-} from "effect/ai"
-import { HttpClient } from "effect/http"
+import type * as AiError from "effect/ai/AiError"
+import * as EmbeddingModel from "effect/ai/EmbeddingModel"
+import * as IdGenerator from "effect/ai/IdGenerator"
+import * as LanguageModel from "effect/ai/LanguageModel"
+import * as OpenAiStructuredOutput from "effect/ai/OpenAiStructuredOutput"
+import * as Prompt from "effect/ai/Prompt"
+import type * as Response from "effect/ai/Response"
+import * as HttpClient from "effect/http/HttpClient"
 import { bounded } from "../operations/Release.ts"
 import { ApiError, ApiNotConfigured, type ApiReason, Malformed, toAiError } from "./ApiError.ts"
 import { makeRedact } from "./ApiFailure.ts"

@@ -5,7 +5,7 @@
  * redacted, shortened description at this boundary.
  */
 import { Duration, Runtime, Schema } from "effect"
-import { AiError } from "effect/ai"
+import * as AiError from "effect/ai/AiError"
 import * as ExitCode from "../operations/ExitCode.ts"
 
 /** Nothing was sent, because a setting is missing. The service works without: its answers stay extractive. */

@@ -4,7 +4,8 @@
  * never left half.
  */
 import { Duration, Option, Redacted, Result, Schema } from "effect"
-import { Headers, type HttpClientError } from "effect/http"
+import * as Headers from "effect/http/Headers"
+import type * as HttpClientError from "effect/http/HttpClientError"
 import { escapeControl, redactTokens } from "../operations/Redaction.ts"
 import {
   type ApiReason,

@@ -4,15 +4,13 @@
  * servers that leave fields out, and a prompt that this format cannot carry is refused before anything is sent.
  */
 import { Effect, Schema } from "effect"
-import {
-  type IdGenerator,
-  type LanguageModel,
-  OpenAiStructuredOutput,
-  type Prompt,
-  type Response,
-  Tool
-} from "effect/ai"
-import { Base64 } from "effect/encoding"
+import type * as IdGenerator from "effect/ai/IdGenerator"
+import type * as LanguageModel from "effect/ai/LanguageModel"
+import * as OpenAiStructuredOutput from "effect/ai/OpenAiStructuredOutput"
+import type * as Prompt from "effect/ai/Prompt"
+import type * as Response from "effect/ai/Response"
+import * as Tool from "effect/ai/Tool"
+import * as Base64 from "effect/encoding/Base64"
 import { type ApiReason, Malformed, Refused } from "./ApiError.ts"
 
 const Text = Schema.optional(Schema.NullOr(Schema.String))

@@ -5,7 +5,7 @@
  */
 import { Option, Result, Schema } from "effect"
 import type { Response } from "effect/ai"
-import { Sse } from "effect/encoding"
+import * as Sse from "effect/encoding/Sse"
 import { type ApiReason, Cut, Malformed, TooLarge } from "./ApiError.ts"
 import { fromErrorBody, notAnAnswer, parseJson, type Redact } from "./ApiFailure.ts"
 import {

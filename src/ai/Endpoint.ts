@@ -3,8 +3,8 @@
  * `Redacted` values and in the header of a request that is just being sent; the address that others see has none.
  */
 import { Redacted, Result, Runtime, Schema } from "effect"
-import { Base64 } from "effect/encoding"
-import { HttpClientRequest } from "effect/http"
+import * as Base64 from "effect/encoding/Base64"
+import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as ExitCode from "../operations/ExitCode.ts"
 
 /** OpenAI's own. Every other address is somebody's choice and may do without a key. */

@@ -5,7 +5,7 @@
  * that a search sees all of its old passages, all of its new ones, or none, and never a passage of a deleted file.
  */
 import { Array as Arr, Context, Effect, Exit, FileSystem, Layer, Path, Runtime, Schema, Scope } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as ExitCode from "../operations/ExitCode.ts"
 import * as Sqlite from "../storage/Sqlite.ts"
 import { type Chunk, chunkingVersion } from "./Chunking.ts"

@@ -17,7 +17,8 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { Cause, Config, Data, Duration, Effect, Layer, Option, Queue, Random, type Redacted, Schema } from "effect"
-import { SqlClient, SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as SqlError from "effect/sql/SqlError"
 import { answerWithin } from "./CallDeadline.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
 import * as Connection from "./PostgresLock/Connection.ts"

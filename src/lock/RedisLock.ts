@@ -24,7 +24,7 @@
  * Without `+info` a restart is not noticed by its run id.
  */
 import { Config, Duration, Effect, Layer, Option, Queue, type Redacted, Schedule, Schema } from "effect"
-import { Redis } from "effect/persistence"
+import * as Redis from "effect/persistence/Redis"
 // A digest without a service: it names a text.
 import { createHash } from "node:crypto"
 import { answerWithin } from "./CallDeadline.ts"

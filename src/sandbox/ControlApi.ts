@@ -6,7 +6,9 @@
  * `deleted` is `{chat_id, chat, message}`, of `call` a call, of `poller` one bot of `/sandbox/pollers`.
  */
 import { ByteSize, Effect, Schema, Stream } from "effect"
-import { HttpIncomingMessage, HttpServerRequest, HttpServerResponse } from "effect/http"
+import * as HttpIncomingMessage from "effect/http/HttpIncomingMessage"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Arguments from "./Arguments.ts"
 import type { BotApiSandbox } from "./BotApiSandbox.ts"
 import { faultKinds, faultsMax } from "./Faults.ts"

@@ -4,8 +4,9 @@
  * elsewhere (Content-Security-Policy).
  */
 import { Effect, FileSystem } from "effect"
-import { SecureRandom } from "effect/crypto"
-import { HttpServerRequest, HttpServerResponse } from "effect/http"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import { fileURLToPath } from "node:url"
 import { isLoopbackHost } from "./ControlApi.ts"
 

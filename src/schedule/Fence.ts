@@ -5,7 +5,7 @@
  * older one takes effect, not even the first write of a new row.
  */
 import { Effect, Runtime, Schema } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import type { InstanceLock } from "../lock/InstanceLock.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 

@@ -19,7 +19,8 @@ import {
   Scope,
   Semaphore
 } from "effect"
-import { SqlClient, type SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
 import { Health } from "../operations/Health.ts"

@@ -3,7 +3,7 @@
  * newest holder of the lease; the condition is part of the statement that writes.
  */
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as Fence from "./Fence.ts"
 
 /** How a run ended: `interrupted` by a stop, a crash or a replacement before it was done. `running` while it has not. */

@@ -5,7 +5,7 @@
  * token and is refused in the same statement when a newer holder has worked here.
  */
 import { Clock, Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as Fence from "./Fence.ts"
 
 /**

@@ -10,7 +10,8 @@
  * A job ends with the scope that registered it, and at the latest with the scheduler. All time is the Clock's.
  */
 import { Clock, Context, DateTime, Duration, Effect, Layer, Runtime, Schema, type Scope } from "effect"
-import { SqlClient, type SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { Health } from "../operations/Health.ts"

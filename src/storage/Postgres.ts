@@ -4,7 +4,7 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { Effect, Layer, type Redacted, Runtime, Schema } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { layerMigrated } from "./Storage.ts"
 

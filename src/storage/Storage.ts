@@ -5,7 +5,8 @@
  * `SqlClient` from here sees the newest schema; two processes that start at once migrate one after the other.
  */
 import { Effect, FileSystem, Layer, Path, Runtime, Schema } from "effect"
-import { Migrator, SqlClient } from "effect/sql"
+import * as Migrator from "effect/sql/Migrator"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as ExitCode from "../operations/ExitCode.ts"
 import updateInbox from "./migrations/0001_update_inbox.ts"
 import schedule from "./migrations/0002_schedule.ts"

@@ -15,7 +15,7 @@
  * (grammY calls this a session. Here a session is the span of one held lock.)
  */
 import { Clock, Context, Effect, Layer, Option, Runtime, Schedule, Schema } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 import type { Context as GrammyContext, StorageAdapter } from "grammy"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import * as ExitCode from "../operations/ExitCode.ts"

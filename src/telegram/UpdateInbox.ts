@@ -8,7 +8,8 @@
  * sequence of ids. An honest server never repeats what a later offset has confirmed.
  */
 import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema } from "effect"
-import { SqlClient, type SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"

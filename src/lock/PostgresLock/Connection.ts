@@ -5,7 +5,8 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { Context, type Duration, Effect, Layer, Redacted } from "effect"
-import { SqlClient, type SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 // Effect has no socket that a driver for Node would take.
 import { connect, type Socket } from "node:net"
 

@@ -10,7 +10,7 @@
  * because the driver's error would quote it.
  */
 import { Cause, Deferred, Duration, Effect, Layer, Redacted } from "effect"
-import { Redis } from "effect/persistence"
+import * as Redis from "effect/persistence/Redis"
 import { createClient, ErrorReply } from "redis"
 import { LockStoreError } from "../LockStore.ts"
 import { probePeriod } from "../Wakeup.ts"

@@ -11,7 +11,7 @@
  *
  * Every comparison of times uses the server's `TIME`.
  */
-import { Redis } from "effect/persistence"
+import * as Redis from "effect/persistence/Redis"
 
 /** The names in Redis of the lock `id`. */
 export const keysOf = (id: string) => {

@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /**
  * Updates that are stored and not yet handled to the end; the row goes when its handler has ended. Several bots may

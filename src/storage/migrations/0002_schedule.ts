@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /**
  * When each job last fired, and every post that was ever begun, so that a restart neither repeats nor forgets one.

@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /**
  * What a bot remembers of each chat, as JSON, one row per bot, state and chat. `chat_state_fence` holds the largest

@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /**
  * Updates that were set aside, because their handler failed too often or because they ended the process twice, and what

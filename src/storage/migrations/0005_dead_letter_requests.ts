@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /** When an operator asked for an update that was set aside to be handled again; the instance that holds the lock does it. */
 export default Effect.gen(function*() {

@@ -1,5 +1,5 @@
 import { Effect } from "effect"
-import { SqlClient } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
 
 /**
  * A batch as it was stored, in one row. Most batches are handled within milliseconds, and then one row is deleted instead

@@ -5,7 +5,8 @@
  * dropped is gone at once: nobody keeps a dead letter in memory.
  */
 import { Clock, Duration, Effect, Layer, Option, Runtime, Schema } from "effect"
-import { SqlClient, type SqlError } from "effect/sql"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
 import * as ExitCode from "../../operations/ExitCode.ts"
 import { Supervisor } from "../../operations/Supervisor.ts"

@@ -12,7 +12,7 @@
  * grammY's throttler plugin waits with timers, keeps what was aborted in its queue, and has no limit for it.
  */
 import { Clock, Duration, Effect, Ref, type Scope, Semaphore } from "effect"
-import { RateLimiter } from "effect/persistence"
+import * as RateLimiter from "effect/persistence/RateLimiter"
 import * as Metrics from "../../operations/Metrics.ts"
 import { type Limit, type Limits, mostWithin, type Sending } from "./Limits.ts"
 import * as OutgoingMetrics from "./OutgoingMetrics.ts"

@@ -4,7 +4,7 @@
  * full are kept, and their number follows what was sent lately instead of growing for ever.
  */
 import { Clock, Context, Duration, Effect, Layer } from "effect"
-import { RateLimiter } from "effect/persistence"
+import * as RateLimiter from "effect/persistence/RateLimiter"
 
 interface Bucket {
   tokens: number
