@@ -52,6 +52,7 @@ const page = { who, after: between(0, 5), limit: between(1, 3) }
 // Ids repeat, within a batch and across, and go backwards.
 const Store = Schema.TaggedStruct("store", { who, ids: Schema.Array(id).check(Schema.isMaxLength(4)) })
 const Finish = Schema.TaggedStruct("finish", about)
+const Suspect = Schema.TaggedStruct("suspect", about)
 const SetAside = Schema.TaggedStruct("setAside", about)
 const TakeBack = Schema.TaggedStruct("takeBack", about)
 const Pass = Schema.TaggedStruct("pass", { millis: between(1, 15) })
@@ -73,7 +74,8 @@ const Command = Schema.Union([
   Pass,
   Open,
   Open,
-  Schema.TaggedStruct("suspect", about),
+  Suspect,
+  Suspect,
   Schema.TaggedStruct("failed", about),
   Schema.TaggedStruct("drop", about),
   Schema.TaggedStruct("leftovers", page),
@@ -552,7 +554,9 @@ const runSequence = Effect.fnUntraced(function*(
     yield* execute(command, said)
     yield* compare(said)
   }
-  // What the next one finds, or of what is kept in memory alone, what it says itself.
+  // After a stop or a crash: what the next one finds, or of what is kept in memory alone, what it says itself.
+  const stops = commands.length % 2 === 0
+  if (stops) yield* execute({ _tag: "close", who: processes.length - 1 }, "the stop")
   if (backend.isDurable) yield* open(lastToken + 1n)
   const last = processes.at(-1)
   if (last !== undefined) {
