@@ -19,6 +19,7 @@ export const service = (signals: StopRequests) =>
       Effect.tapCause(Logging.logFailure),
       Effect.provide([Logging.layer({ format: defaultFormat, level: "Info" }), NodeFileSystem.layer])
     )
+    yield* forgetSecrets
     const stopAsked = Effect.callback<NodeJS.Signals>((resume) => {
       signals.onFirst((signal) => resume(Effect.succeed(signal)))
     }).pipe(Effect.flatMap((signal) => Effect.logInfo(`Received ${signal}`)))
@@ -26,6 +27,11 @@ export const service = (signals: StopRequests) =>
       Effect.provide(Logging.layer({ format: settings.logFormat ?? defaultFormat, level: settings.logLevel }))
     )
   })
+
+// They have been read. A diagnostic report prints the environment, and every child process would inherit it.
+const forgetSecrets = Effect.sync(() => {
+  for (const name of ["BOT_TOKEN", "OPENAI_API_KEY", "REDIS_URL", "DATABASE_URL"]) delete process.env[name]
+})
 
 /** Runs a command to its end and exits with its code. `isUsage` tells the errors of the command line apart. */
 export const execute = <A, E>(command: Effect.Effect<A, E>, isUsage: (error: unknown) => boolean = () => false): void =>

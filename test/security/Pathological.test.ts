@@ -15,6 +15,7 @@ import { htmlSections } from "../../src/knowledge/Html.ts"
 import { sentencesOf } from "../../src/knowledge/Sentences.ts"
 import { makeTokenizer, visible } from "../../src/knowledge/Tokens.ts"
 import * as PostFile from "../../src/schedule/PostFile.ts"
+import { render } from "../../src/telegram/MessageText.ts"
 import { event, events, json as answer, make as fakeOpenAi, type Script } from "../ai/FakeOpenAi.ts"
 import { folder, freePort, json } from "../ServiceProcess.ts"
 import { startRaw } from "./RawService.ts"
@@ -52,6 +53,7 @@ const parsers: ReadonlyArray<readonly [name: string, parse: (text: string) => vo
   ["text documents", (text) => chunks(plainSections(visible(text)))],
   ["the head of a post", (text) => void PostFile.parse("p.md", encoder.encode(`---\n${text}\n---\nx`), 0)],
   ["questions", (text) => void tokenizer.tokens(visible(text).slice(0, 2_000))],
+  ["posts and other Markdown", (text) => void render(text)],
   ["passages", (text) => void sentencesOf(text.slice(0, 1_000))]
 ]
 const heads = ["", "- ", "# ", "# a", "1. ", "| ", "[", "<a ", "---\ntitle: ", "<!--", "at: a", "at: \"", "at: 'a'"]

@@ -26,10 +26,10 @@ const assertClean = (service: Service) => {
   }
 }
 
-// All that print what passes through them, except Node's own `fetch`, whose lines it writes around every logger.
+// All that print what passes through them.
 const talkative = {
   DEBUG: "*",
-  NODE_DEBUG: "http,https,http2,net,tls,stream,timer,module,child_process,cluster,worker",
+  NODE_DEBUG: "http,https,http2,net,tls,stream,timer,module,child_process,cluster,worker,fetch,undici",
   LOG_LEVEL: "trace",
   LOG_FORMAT: "json"
 }
@@ -93,57 +93,62 @@ describe("the token", () => {
       assertClean(service)
     }))
 
-  it.live(
-    "is in no line, file or probe of a bot that works, nor in the report of a process that read it from a file",
-    () =>
-      Effect.gen(function*() {
-        const telegram = yield* startRaw()
-        yield* telegram.until("BOT READY")
-        const directory = yield* folder
-        writeFileSync(join(directory, "token"), `${canary}\n`)
-        const healthPort = yield* freePort
-        const service = yield* startRaw({
-          BOT_TOKEN_FILE: join(directory, "token"),
-          TELEGRAM_API_ROOT: telegram.url,
-          HEALTH_PORT: String(healthPort),
-          ...talkative
-        }, {
-          directory,
-          nodeOptions: [
-            "--report-on-signal",
-            "--report-signal=SIGUSR2",
-            `--report-filename=${join(directory, "report")}`
-          ]
-        })
-        yield* service.until("BOT READY")
-        yield* json(`${telegram.url}/sandbox/messages`, { body: { text: "/help", chat_id: 5, bot: 123456789 } })
-        while (!JSON.stringify(yield* json(`${telegram.url}/sandbox/chats/5`)).includes("I answer")) {
-          yield* Effect.sleep("50 millis")
-        }
-        const probes = yield* Effect.forEach(["livez", "readyz", "healthz", "metrics", "", "debug", "env"], (path) =>
-          Effect.promise(() => fetch(`http://127.0.0.1:${healthPort}/${path}`).then((answer) => answer.text())))
-        assert.include(probes.join("\n"), "tgbot_")
-        assert.notMatch(probes.join("\n"), canaryParts)
-        assert.notMatch(readFileSync(`/proc/${service.pid}/cmdline`, "latin1"), canaryParts)
-        assert.notMatch(readFileSync(`/proc/${service.pid}/environ`, "latin1"), canaryParts)
-        yield* service.kill("SIGUSR2")
-        while (!existsSync(join(directory, "report"))) {
-          yield* Effect.sleep("20 millis")
-        }
-        yield* service.kill("SIGTERM")
-        assert.strictEqual(yield* service.exit, 0)
-        assert.isAbove(readFileSync(join(directory, "report"), "utf8").length, 1_000)
-        assert.include(
-          filesBelow(directory).map(({ path }) =>
-            path.slice(directory.length)
-          ).join(),
-          "state"
-        )
-        assertClean(service)
-        assert.notMatch(telegram.output(), canaryParts)
-      }),
-    60_000
-  )
+  for (const from of ["a file", "the environment"]) {
+    it.live(
+      `is in no line, file, probe or report of a bot that works and has read it from ${from}`,
+      () =>
+        Effect.gen(function*() {
+          const telegram = yield* startRaw()
+          yield* telegram.until("BOT READY")
+          const directory = yield* folder
+          if (from === "a file") writeFileSync(join(directory, "token"), `${canary}\n`)
+          const healthPort = yield* freePort
+          const service = yield* startRaw({
+            ...(from === "a file" ? { BOT_TOKEN_FILE: join(directory, "token") } : { BOT_TOKEN: canary }),
+            TELEGRAM_API_ROOT: telegram.url,
+            HEALTH_PORT: String(healthPort),
+            ...talkative
+          }, {
+            directory,
+            nodeOptions: [
+              "--report-on-signal",
+              "--report-signal=SIGUSR2",
+              `--report-filename=${join(directory, "report")}`
+            ]
+          })
+          yield* service.until("BOT READY")
+          yield* json(`${telegram.url}/sandbox/messages`, { body: { text: "/help", chat_id: 5, bot: 123456789 } })
+          while (!JSON.stringify(yield* json(`${telegram.url}/sandbox/chats/5`)).includes("I answer")) {
+            yield* Effect.sleep("50 millis")
+          }
+          const probes = yield* Effect.forEach(["livez", "readyz", "healthz", "metrics", "", "debug", "env"], (path) =>
+            Effect.promise(() =>
+              fetch(`http://127.0.0.1:${healthPort}/${path}`).then((answer) => answer.text())
+            ))
+          assert.include(probes.join("\n"), "tgbot_")
+          assert.notMatch(probes.join("\n"), canaryParts)
+          assert.notMatch(readFileSync(`/proc/${service.pid}/cmdline`, "latin1"), canaryParts)
+          // What a process was started with is the kernel's: nobody but its user may read it, and it cannot be taken back.
+          if (from === "a file") {
+            assert.notMatch(readFileSync(`/proc/${service.pid}/environ`, "latin1"), canaryParts)
+          }
+          yield* service.kill("SIGUSR2")
+          while (!existsSync(join(directory, "report"))) {
+            yield* Effect.sleep("20 millis")
+          }
+          yield* service.kill("SIGTERM")
+          assert.strictEqual(yield* service.exit, 0)
+          assert.isAbove(readFileSync(join(directory, "report"), "utf8").length, 1_000)
+          assert.include(
+            filesBelow(directory).map(({ path }) => path.slice(directory.length)).join(),
+            "state"
+          )
+          assertClean(service)
+          assert.notMatch(telegram.output(), canaryParts)
+        }),
+      60_000
+    )
+  }
 
   it.effect("is in no log and no span when a handler fails with what grammY and others throw", () =>
     Effect.gen(function*() {

@@ -3,6 +3,7 @@ import { Effect, Exit, Layer, Runtime, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import { Bot } from "grammy"
+import type { Update } from "grammy/types"
 import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
@@ -177,6 +178,16 @@ describe("UpdateInbox (sql)", () => {
       yield* inbox.store([textUpdate(5)])
       const { batches } = yield* tables
       assert.deepStrictEqual(yield* batches, [2, 4])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("keeps the number of an update that is nested too deep to be written", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const deep: Update = JSON.parse(`{"update_id":2,"x":${"[".repeat(50_000)}${"]".repeat(50_000)}}`)
+      assert.deepStrictEqual(ids(yield* inbox.store([textUpdate(1), deep, textUpdate(3)])), [1, 2, 3])
+      yield* inbox.setAside({ update: deep, reason: "failed", error: "x", attempts: 3, setAsideAt: 0 })
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [textUpdate(1), textUpdate(3)])
+      assert.deepStrictEqual(ids((yield* inbox.deadLetters(all)).map(({ update }) => update)), [2])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
   it.effect("stores tokens that no number holds exactly", () =>

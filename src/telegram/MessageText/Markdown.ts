@@ -17,11 +17,14 @@ type Mark = Omit<Inline.Span, "type"> & {
 const depthMax = 12
 
 const fencePattern = /^( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*([^\s`]*)/
-const headingPattern = /^ {0,3}#{1,6}(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$/
+// The dot matches line separators that are no line ends here, or a pattern would look for another way to the end.
+const headingPattern = /^ {0,3}#{1,6}(?:[ \t](.*))?$/s
+/** The hashes that may close a heading. */
+const closingPattern = /(?:^|[ \t])#+$/
 const underlinePattern = /^ {0,3}(?:=+|-+)[ \t]*$/
 const rulePattern = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/
-const quotePattern = /^ {0,3}> ?(.*)$/
-const itemPattern = /^( *)([-*+]|\d{1,9}[.)])(?:( +)(.*)|)$/
+const quotePattern = /^ {0,3}> ?(.*)$/s
+const itemPattern = /^( *)([-*+]|\d{1,9}[.)])(?:( +)(.*)|)$/s
 const tableRulePattern = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/
 
 interface Place {
@@ -77,7 +80,7 @@ const blocks = (lines: ReadonlyArray<string>, out: Output, place: Place, gap: st
       at++
     } else if (headingPattern.test(line)) {
       begin()
-      inline(headingPattern.exec(line)?.[1] ?? "", out, place, "bold")
+      inline((headingPattern.exec(line)?.[1] ?? "").trim().replace(closingPattern, ""), out, place, "bold")
       at++
     } else if (quote !== null) {
       begin()
@@ -119,6 +122,12 @@ const interrupts = (line: string, deep: boolean): boolean => {
   const item = itemPattern.exec(line)
   return !deep &&
     (quotePattern.test(line) || (item !== null && item[4] !== undefined && !/^(?!1[.)])\d/.test(item[2] ?? "")))
+}
+
+const nextFilled = (lines: ReadonlyArray<string>, from: number): number => {
+  let at = from
+  while (at < lines.length && (lines[at] ?? "").trim() === "") at++
+  return at
 }
 
 const inline = (source: string, out: Output, place: Place, style?: Style): void => {
@@ -181,6 +190,8 @@ const list = (lines: ReadonlyArray<string>, start: number, out: Output, place: P
   let content = 0
   let loose = false
   let at = start
+  /** The next line that is not blank, as far as it was looked for. */
+  let filled = -1
   for (; at < lines.length; at++) {
     const line = lines[at] ?? ""
     const current = items[items.length - 1]
@@ -188,7 +199,8 @@ const list = (lines: ReadonlyArray<string>, start: number, out: Output, place: P
     const lead = /^ */.exec(line)?.[0].length ?? 0
     if (line.trim() === "") {
       // Blank lines belong to the list when it goes on after them.
-      const next = lines.slice(at).find((line) => line.trim() !== "")
+      if (filled < at) filled = nextFilled(lines, at)
+      const next = lines[filled]
       if (next === undefined) break
       const again = itemPattern.exec(next)
       const deeper = (/^ */.exec(next)?.[0].length ?? 0) >= content
@@ -198,7 +210,7 @@ const list = (lines: ReadonlyArray<string>, start: number, out: Output, place: P
     } else if (current !== undefined && lead >= content) current.lines.push(line.slice(content))
     else if (item !== null && /\d/.test(item[2] ?? "") === ordered) {
       const [, before = "", marker = "-", spaces = " ", rest = ""] = item
-      const task = /^\[([ xX])\] +(.*)$/.exec(rest)
+      const task = /^\[([ xX])\] +(.*)$/s.exec(rest)
       content = before.length + marker.length + (spaces.length > 4 ? 1 : spaces.length)
       const bullet = task === null ? "•" : task[1] === " " ? "☐" : "☑"
       items.push({ label: ordered ? `${marker} ` : `${bullet} `, lines: [task?.[2] ?? rest] })

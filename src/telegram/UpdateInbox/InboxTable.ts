@@ -48,7 +48,7 @@ export const make = ({ botId, fencingToken, sql }: {
   const insertMax = 100
   const insertPart = (updates: ReadonlyArray<Update>, storedAt: number) => {
     const parameters: Array<unknown> = [botId, storedAt]
-    for (const update of updates) parameters.push(update.update_id, laneOf(update), JSON.stringify(update))
+    for (const update of updates) parameters.push(update.update_id, laneOf(update), encode(update))
     return sql.unsafe(insertText(updates.length), parameters)
   }
 
@@ -107,7 +107,7 @@ export const make = ({ botId, fencingToken, sql }: {
 
     insertBatch: (batchId: number, updates: ReadonlyArray<Update>, storedAt: number) =>
       sql`INSERT INTO update_batches (bot_id, batch_id, payload, stored_at)
-        VALUES (${botId}, ${batchId}, ${JSON.stringify(updates)}, ${storedAt})`,
+        VALUES (${botId}, ${batchId}, ${encodeAll(updates)}, ${storedAt})`,
 
     removeBatches: (batchIds: ReadonlyArray<number>) =>
       sql`DELETE FROM update_batches WHERE bot_id = ${botId} AND batch_id IN ${idsOf(batchIds)}`,
@@ -169,7 +169,7 @@ export const make = ({ botId, fencingToken, sql }: {
 
     setAside: ({ attempts, error, reason, setAsideAt, update }: DeadLetter) =>
       sql`INSERT INTO dead_letters (bot_id, update_id, lane, payload, reason, error, attempts, set_aside_at)
-        VALUES (${botId}, ${update.update_id}, ${laneOf(update)}, ${JSON.stringify(update)}, ${reason}, ${error},
+        VALUES (${botId}, ${update.update_id}, ${laneOf(update)}, ${encode(update)}, ${reason}, ${error},
           ${attempts}, ${setAsideAt})
         ON CONFLICT (bot_id, update_id) DO UPDATE SET lane = excluded.lane, payload = excluded.payload,
           reason = excluded.reason, error = excluded.error, attempts = excluded.attempts,
@@ -201,7 +201,7 @@ export const make = ({ botId, fencingToken, sql }: {
       const update = row === undefined ? undefined : decode<Update>(row.payload)
       if (update === undefined) return Option.none<Update>()
       yield* sql`INSERT INTO update_inbox (bot_id, update_id, lane, payload, stored_at)
-        VALUES (${botId}, ${updateId}, ${laneOf(update)}, ${JSON.stringify(update)}, ${now})
+        VALUES (${botId}, ${updateId}, ${laneOf(update)}, ${encode(update)}, ${now})
         ON CONFLICT (bot_id, update_id) DO NOTHING`
       yield* sql`DELETE FROM dead_letters WHERE bot_id = ${botId} AND update_id = ${updateId}`
       return Option.some(update)
@@ -243,6 +243,16 @@ interface LetterRow {
   readonly attempts: number
   readonly set_aside_at: number | string
 }
+
+// A server that is not Telegram may nest an update deeper than it can be written: JSON is read without a stack, but not
+// written. Without its number it would come again for ever, and end the process each time.
+const encode = (update: Update): string =>
+  Option.getOrElse(
+    Option.liftThrowable(() => JSON.stringify(update))(),
+    () => JSON.stringify({ update_id: update.update_id })
+  )
+const encodeAll = (updates: ReadonlyArray<Update>): string =>
+  Option.getOrElse(Option.liftThrowable(() => JSON.stringify(updates))(), () => `[${updates.map(encode).join(",")}]`)
 
 // What is stored here was an update when it came from Telegram; a row that is not even JSON was damaged since.
 const decode = <A>(payload: string): A | undefined =>
