@@ -108,7 +108,7 @@ export const plan = (
   // Each seed has a world of its own: some kinds never happen in it, and others all the time.
   for (const kind of faultKinds) weights[kind] *= draw() < 0.25 ? 0 : draw() < 0.1 ? 8 : between(draw, 0.3, 2)
   weights.pause += 0.01
-  const mean = between(draw, 10_000, 60_000)
+  const mean = between(draw, 25_000, 100_000)
   const faults: Array<Fault> = []
   for (let start = 0; start < hours * 3_600_000; start += cycle) {
     for (let at = start + exponential(draw, mean); at < start + faultyHalf; at += exponential(draw, mean)) {

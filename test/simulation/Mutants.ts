@@ -33,8 +33,7 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "trusts the monotonic clock alone",
     file: "lock/InstanceLock.js",
     find: "Math.max(0, clock.currentTimeMillisUnsafe() - wall)",
-    replace: "0",
-    seed: 7
+    replace: "0"
   },
   {
     id: "never releases the lock",
@@ -71,13 +70,15 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "confirms what it has not stored",
     file: "telegram/UpdateInbox.js",
     find: "Effect.as(table.insertBatch(batchId, fresh, storedAt), fresh)",
-    replace: "Effect.succeed(fresh)"
+    replace: "Effect.succeed(fresh)",
+    seed: 3
   },
   {
     id: "finishes an update before its handler",
     file: "telegram/UpdateDispatcher.js",
     find: "(lock.ensureValid, () => Effect.flatMap(observed(update), () => finish(update)))",
-    replace: "(lock.ensureValid, () => Effect.flatMap(finish(update), () => observed(update)))"
+    replace: "(lock.ensureValid, () => Effect.flatMap(finish(update), () => observed(update)))",
+    seed: 2
   },
   {
     id: "forgets the order of a chat",
@@ -89,31 +90,36 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "waits for a handler without end",
     file: "telegram/UpdateDispatcher/HandlerTimeout.js",
     find: "if (running.since + limit > now)",
-    replace: "if (true)"
+    replace: "if (true)",
+    seed: 3
   },
   {
     id: "does not resume what was left",
     file: "telegram/UpdatePoller.js",
     find: "const left = yield* dispatcher.resume",
-    replace: "const left = 0"
+    replace: "const left = 0",
+    seed: 2
   },
   {
     id: "forgets the offset",
     file: "telegram/UpdatePoller.js",
     find: "offset = yield* inbox.offset",
-    replace: "offset = 0"
+    replace: "offset = 0",
+    seed: 3
   },
   {
     id: "looks healthy in conflict",
     file: "telegram/UpdatePoller.js",
     find: "yield* health.conflict(budget.spent())",
-    replace: ""
+    replace: "",
+    seed: 2
   },
   {
     id: "forgives conflicts after any success",
     file: "telegram/ConflictBudget.js",
     find: "if (spent === 0 || !isHealthy)",
-    replace: "if (spent === 0 || !hasAnswer)"
+    replace: "if (spent === 0 || !hasAnswer)",
+    seed: 2
   },
   {
     id: "does not notice that a worker died",
@@ -126,7 +132,7 @@ export const mutants: ReadonlyArray<Mutant> = [
     file: "lock/InstanceLock.js",
     find: "yield* ensureValid;\n            trusted = sent;",
     replace: "yield* ensureValid;\n            trusted = instant();",
-    seed: 7
+    seed: 9
   },
   {
     id: "trusts the wall clock alone",
@@ -146,7 +152,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "skips the release after a failure",
     file: "lock/InstanceLock.js",
     find: "const release = ({ grant }) => ",
-    replace: "const release = ({ grant }, exit) => exit._tag === \"Failure\" ? Effect.void : "
+    replace: "const release = ({ grant }, exit) => exit._tag === \"Failure\" ? Effect.void : ",
+    seed: 2
   },
   {
     id: "does not hear who wants the lock",
@@ -160,13 +167,14 @@ export const mutants: ReadonlyArray<Mutant> = [
     file: "telegram/Backoff.js",
     find: "Schedule.jittered, capped(networkDelayMax)",
     replace: "capped(networkDelayMax)",
-    seed: 8
+    seed: 2
   },
   {
     id: "begins the budget again at each conflict",
     file: "telegram/ConflictBudget.js",
     find: "interrupted();\n            const now",
-    replace: "step = yield* Schedule.toStep(schedule);\n            const now"
+    replace: "step = yield* Schedule.toStep(schedule);\n            const now",
+    seed: 2
   },
   {
     id: "leaves the poll open when it is cut",
@@ -184,13 +192,15 @@ export const mutants: ReadonlyArray<Mutant> = [
     id: "leaves handlers running when it stops",
     file: "telegram/UpdateDispatcher.js",
     find: "isStopped = true;\n        left += dropAll();\n        yield* interruptAll([...underWay]);",
-    replace: "isStopped = true;\n        left += dropAll();"
+    replace: "isStopped = true;\n        left += dropAll();",
+    seed: 3
   },
   {
     id: "gives handlers no time when it stops",
     file: "telegram/UpdateDispatcher.js",
     find: "Effect.timeoutOption(drainTimeout)",
-    replace: "Effect.timeoutOption(1)"
+    replace: "Effect.timeoutOption(1)",
+    seed: 13
   },
   {
     id: "closes in the order in which it opened",
