@@ -6,13 +6,13 @@
 import { spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import { once } from "node:events"
-import { mkdtempSync, realpathSync, rmSync } from "node:fs"
-import { cpus, tmpdir } from "node:os"
+import { realpathSync } from "node:fs"
+import { cpus } from "node:os"
 import { join, resolve } from "node:path"
 import { createInterface } from "node:readline"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import { endWithUs, freePort } from "./servers.mjs"
+import { endWithUs, freePort, removeFolder, temporaryFolder } from "./servers.mjs"
 
 export { sleep }
 
@@ -45,7 +45,7 @@ export const until = async (what, seconds, probe) => {
 }
 
 export const startFleet = async (settings) => {
-  const folder = mkdtempSync(join(tmpdir(), "soloist-chaos-"))
+  const folder = temporaryFolder("chaos")
   const processes = []
   const launch = (env, { onLine = () => {}, prefix = [] } = {}) => {
     const lines = []
@@ -87,7 +87,7 @@ export const startFleet = async (settings) => {
     stopped.abort()
     for (const started of processes) started.kill("SIGKILL")
     await Promise.all(processes.map(({ exited }) => exited))
-    rmSync(folder, { recursive: true, force: true })
+    removeFolder(folder)
   }
 
   try {

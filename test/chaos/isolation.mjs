@@ -27,7 +27,10 @@ export const isolated = async () => {
     stdio: "inherit",
     env: { ...process.env, SOLOIST_CHAOS_ISOLATED: "1" }
   })
-  for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => child.kill(signal))
+  for (const signal of ["SIGINT", "SIGTERM"]) {
+    process.removeAllListeners(signal)
+    process.on(signal, () => child.kill(signal))
+  }
   return new Promise((resolve) => child.once("exit", (code) => resolve(code ?? 1)))
 }
 
@@ -115,14 +118,20 @@ export const openDisk = (folder, megabytes) => {
     if (isCovered) execFileSync("umount", ["--lazy", folder])
     isCovered = false
   }
+  // Before the folder is removed, which a mount would keep.
+  const release = () => {
+    uncover()
+    spawnSync("umount", ["--lazy", folder], { stdio: "ignore" })
+  }
+  process.prependOnceListener("exit", release)
   return {
     fill: () => spawnSync("dd", ["if=/dev/zero", `of=${join(folder, "filler")}`, "bs=4k"], { stdio: "ignore" }),
     empty: () => spawnSync("rm", ["-f", join(folder, "filler")]),
     cover,
     uncover,
     close: () => {
-      uncover()
-      execFileSync("umount", ["--lazy", folder])
+      process.removeListener("exit", release)
+      release()
     }
   }
 }

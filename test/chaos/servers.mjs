@@ -43,9 +43,28 @@ const canConnect = (port) =>
   })
 
 const children = new Set()
+const folders = new Set()
 process.once("exit", () => {
   for (const child of children) child.kill("SIGKILL")
+  for (const folder of folders) removeFolder(folder)
 })
+// Without a handler these end the process and skip what is to be done at its exit.
+for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]]) process.on(signal, () => process.exit(code))
+
+/** A folder that is gone when this script is. */
+export const temporaryFolder = (name) => {
+  const folder = mkdtempSync(join(tmpdir(), `soloist-${name}-`))
+  folders.add(folder)
+  return folder
+}
+export const removeFolder = (folder) => {
+  folders.delete(folder)
+  try {
+    rmSync(folder, { recursive: true, force: true, maxRetries: 3 })
+  } catch {
+    // Something that was just killed still writes there. What is left is empty or a few files in the temp folder.
+  }
+}
 /** However this script ends: what it started does not outlive it. */
 export const endWithUs = (child) => {
   children.add(child)
@@ -74,7 +93,7 @@ const run = async ({ args, command, cwd, isReady, user }) => {
 export const startRedis = async () => {
   const command = findProgram("redis-server")
   if (command === undefined) return undefined
-  const folder = mkdtempSync(join(tmpdir(), "soloist-redis-"))
+  const folder = temporaryFolder("redis")
   const port = await freePort()
   const args = ["--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
   const launch = () =>
@@ -127,7 +146,7 @@ export const startRedis = async () => {
     holder: async (bot) => (await ask("HGET", `{soloist:${bot}}:lock`, "owner")).startsWith("$-1") ? undefined : "held",
     close: async () => {
       await kill()
-      rmSync(folder, { recursive: true, force: true })
+      removeFolder(folder)
     }
   }
 }
@@ -164,7 +183,7 @@ export const startPostgres = async () => {
   if (home === undefined) return undefined
   const binaries = join(home, "native", "bin")
   const user = unprivileged()
-  const folder = mkdtempSync(join(tmpdir(), "soloist-postgres-"))
+  const folder = temporaryFolder("postgres")
   if (user !== undefined) chownSync(folder, user.uid, user.gid)
   const port = await freePort()
   const data = join(folder, "data")
@@ -232,7 +251,7 @@ export const startPostgres = async () => {
       (await ask("SELECT owner FROM instance_lock WHERE name = $1 AND owner IS NOT NULL", [String(bot)]))[0]?.owner,
     close: async () => {
       await kill()
-      rmSync(folder, { recursive: true, force: true })
+      removeFolder(folder)
     }
   }
 }
