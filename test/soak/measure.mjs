@@ -8,8 +8,8 @@ import { queryObjects } from "node:v8"
 
 /** Bytes of heap per update: less than a megabyte for a million. */
 export const heapPerUpdateMax = 1
-/** Machine code and caches come with the first hundred thousand, and are no slope. */
-export const heapJudgedFrom = 200_000
+/** Machine code and caches come with the first 300,000, and are no slope. */
+export const heapJudgedFrom = 500_000
 /** Bytes of heap per start and stop of everything, "about 0": a timer, a fiber or a listener that stays takes more. */
 export const heapPerCycleMax = 256
 /**
