@@ -55,8 +55,8 @@ const backends = {
 if (backends[backend] === undefined) throw new Error(`--backend is one of ${Object.keys(backends).join(", ")}`)
 const makeStore = backends[backend]
 const layer = await makeStore()
-const holding = (layer) =>
-  InstanceLock.layer({ mode: "exit", version: "soak" }).pipe(
+const holding = (layer, mode = "exit") =>
+  InstanceLock.layer({ mode, version: "soak" }).pipe(
     Layer.provideMerge(Layer.fresh(layer)),
     Layer.provideMerge(Supervisor.layer),
     Layer.provide(Health.layer)
@@ -65,6 +65,9 @@ const holding = (layer) =>
 const counts = { released: 0, lost: 0 }
 const problems = []
 const warnings = Measure.listenForWarnings()
+
+/** A Redis that has just been started grants nothing for as long as a lease lasts. */
+const first = Effect.scoped(Layer.build(holding(layer, "standby")))
 
 const release = Effect.scoped(Effect.gen(function*() {
   const context = yield* Layer.build(holding(layer))
@@ -115,6 +118,7 @@ const run = async (from, to) => {
   }
 }
 try {
+  await Effect.runPromise(Effect.provide(first, quiet))
   const began = performance.now()
   await run(1, warmUp)
   heap.clear()
