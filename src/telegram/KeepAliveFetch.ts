@@ -13,6 +13,7 @@ import { Fetch } from "effect/http/FetchHttpClient"
 // Effect has nothing for connections beneath promises, which is what grammY calls.
 import * as Http from "node:http"
 import * as Https from "node:https"
+import { urlToHttpOptions } from "node:url"
 
 type Fetch = typeof globalThis.fetch
 
@@ -55,15 +56,26 @@ const hasDispatcher = () => {
   return typeof dispatcher === "object" && dispatcher !== null && dispatcher.constructor.name !== "Agent"
 }
 
-const make = ({ plain, secure }: Agents): Fetch => (input, init = {}) => {
-  const { body } = init
-  const address = String(input instanceof Request ? input.url : input)
-  const isPlain = address.startsWith("http://")
-  if (typeof body !== "string" || !(isPlain || address.startsWith("https://"))) return original(input, init)
-  return new Promise((resolve, reject) => {
+const make = ({ plain, secure }: Agents): Fetch => {
+  const optionsOf = remembered((address): Http.RequestOptions => {
+    const url = new URL(address)
+    return { ...urlToHttpOptions(url), agent: url.protocol === "https:" ? secure : plain }
+  })
+  return (input, init = {}) => {
+    const { body } = init
+    const address = String(input instanceof Request ? input.url : input)
+    if (typeof body !== "string" || !/^https?:/.test(address)) return original(input, init)
+    return call(optionsOf(address), body, init)
+  }
+}
+
+const call = (to: Http.RequestOptions, body: string, init: RequestInit): Promise<Response> =>
+  new Promise((resolve, reject) => {
+    const headers = isPlainRecord(init.headers) ? init.headers : Object.fromEntries(new Headers(init.headers))
     const options = {
+      ...to,
       method: init.method ?? "POST",
-      headers: { ...Object.fromEntries(new Headers(init.headers)), "content-length": Buffer.byteLength(body) }
+      headers: { ...headers, "content-length": Buffer.byteLength(body) }
     }
     const answered = (message: Http.IncomingMessage) => {
       const parts: Array<Buffer> = []
@@ -71,9 +83,7 @@ const make = ({ plain, secure }: Agents): Fetch => (input, init = {}) => {
       message.on("error", reject)
       message.on("end", () => resolve(answer(Buffer.concat(parts).toString("utf8"), message)))
     }
-    const request = isPlain
-      ? Http.request(address, { ...options, agent: plain }, answered)
-      : Https.request(address, { ...options, agent: secure }, answered)
+    const request = (to.protocol === "https:" ? Https : Http).request(options, answered)
     request.on("error", reject)
     const { signal } = init
     if (signal !== undefined && signal !== null) {
@@ -84,18 +94,59 @@ const make = ({ plain, secure }: Agents): Fetch => (input, init = {}) => {
     }
     request.end(body)
   })
+
+const isPlainRecord = (headers: RequestInit["headers"]): headers is Record<string, string> =>
+  headers !== undefined && !Array.isArray(headers) && !(headers instanceof Headers)
+
+/** A bot calls few addresses, and the same ones over and over. */
+const remembered = <A>(make: (address: string) => A) => {
+  const known = new Map<string, A>()
+  return (address: string): A => {
+    const found = known.get(address)
+    if (found !== undefined) return found
+    if (known.size >= rememberedMax) known.clear()
+    const fresh = make(address)
+    known.set(address, fresh)
+    return fresh
+  }
 }
 
-/** A `Response` that has been read already, so that its JSON does not go through a stream once more. */
-const answer = (content: string, { headers, statusCode, statusMessage }: Http.IncomingMessage): Response =>
-  Object.assign(
-    new Response(content === "" ? null : content, {
-      status: statusCode ?? 200,
-      statusText: statusMessage ?? "",
-      headers: Object.entries(headers).map(([name, value]) => [name, String(value)])
-    }),
-    {
-      json: (): Promise<unknown> => Promise.resolve(content).then((text) => JSON.parse(text)),
-      text: () => Promise.resolve(content)
-    }
-  )
+const rememberedMax = 200
+
+/**
+ * As much of a `Response` as grammY and its plugins read. A real one copies what it is given into a stream, to be read
+ * again from there: for a full poll that costs more than all the rest of the call.
+ */
+class Answer {
+  readonly status: number
+  readonly statusText: string
+  private readonly content: string
+  private readonly message: Http.IncomingMessage
+
+  constructor(content: string, message: Http.IncomingMessage) {
+    this.content = content
+    this.message = message
+    this.status = message.statusCode ?? 200
+    this.statusText = message.statusMessage ?? ""
+  }
+
+  get ok(): boolean {
+    return this.status >= 200 && this.status < 300
+  }
+
+  get headers(): Headers {
+    return new Headers(Object.entries(this.message.headers).map(([name, value]) => [name, String(value)]))
+  }
+
+  async json(): Promise<unknown> {
+    return JSON.parse(this.content)
+  }
+
+  async text(): Promise<string> {
+    return this.content
+  }
+}
+
+// `fetch` promises a whole Response; whom this is for never asks for the rest of it.
+const answer = (content: string, message: Http.IncomingMessage): Response =>
+  new Answer(content, message) as unknown as Response

@@ -124,7 +124,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const poll = Effect.gen(function*() {
     yield* lock.ensureValid
     yield* budget.began
-    const started = yield* Clock.currentTimeMillis
+    const started = yield* Clock.monotonicTimeNanos
     const wasProbe = isProbe
     const batch = yield* ask
     yield* answered
@@ -135,7 +135,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
       if (fresh.length > 0) return
     }
     if (wasProbe) return
-    const elapsed = Duration.millis((yield* Clock.currentTimeMillis) - started)
+    const elapsed = Duration.nanos((yield* Clock.monotonicTimeNanos) - started)
     if (Duration.isLessThan(elapsed, emptyPollPause)) yield* Effect.sleep(Duration.subtract(emptyPollPause, elapsed))
   })
 
