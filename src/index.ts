@@ -1,6 +1,7 @@
 /**
  * The library, in three tiers. Everything is a layer or an effect: no signal handlers, no `process.env`, no `console`;
- * the host's logger, tracer, clock, config and services are used.
+ * the host's logger, tracer, clock, config and services are used. `soloist/testing` has the laws that a lock store of
+ * your own has to keep.
  */
 
 // To run a bot.
@@ -47,6 +48,7 @@ export * as FileLock from "./lock/FileLock.ts"
 export { HandlersOutlivedLease, HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
 export {
   type Grant,
+  type Handover,
   Holder,
   LeaseLost,
   LockHeld,

@@ -21,7 +21,7 @@ const compiled = Effect.acquireRelease(
 describe("the README", () => {
   it("shows every example as it is checked and run here", () => {
     const shown = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code]) => code)
-    const files = examples.map((name) => readFileSync(join("test/examples", name), "utf8"))
+    const files = examples.toSorted().map((name) => readFileSync(join("test/examples", name), "utf8"))
     assert.deepStrictEqual(shown, files)
   })
 
@@ -37,6 +37,18 @@ describe("the README", () => {
       assert.isAbove(readFileSync(target ?? "").length, 0)
     }
   })
+
+  it.live("has an example that holds a lock store to its laws", () =>
+    Effect.gen(function*() {
+      yield* compiled
+      const said = execFileSync(process.execPath, ["--test", "test/examples/.compiled/ownLockStore.js"], {
+        encoding: "utf8",
+        // Node's runner would take itself for a part of this one.
+        env: { ...process.env, NODE_TEST_CONTEXT: undefined }
+      })
+      assert.match(said, /# pass (1[5-9]|[2-9]\d)\n/)
+      assert.match(said, /# fail 0\n/)
+    }), 60_000)
 
   it.live("has an example bot that chats in the sandbox, with a service of the host", () =>
     Effect.gen(function*() {
