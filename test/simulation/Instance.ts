@@ -71,6 +71,8 @@ export class Instance implements Gate {
   wasSet = false
   /** Whether its link to the store was disturbed, so that it may not have been able to release its lock. */
   wasCutOff = false
+  /** Whether it has begun to release its lock. */
+  isReleasing = false
   /** Whether it was asked to hand over. */
   wasAsked = false
   ending: Ending | undefined

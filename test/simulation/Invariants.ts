@@ -54,7 +54,6 @@ interface Term {
   readonly opened: Set<string>
   readonly releases: Array<string>
   isRefused: boolean
-  hasFailed: boolean
   /** Whether the store could not be told of the end in time. */
   isGivenUp: boolean
   conflictedAt: number | undefined
@@ -133,7 +132,6 @@ export class Invariants implements Watcher, Ledger {
       opened: new Set(),
       releases: [],
       isRefused: false,
-      hasFailed: false,
       isGivenUp: false,
       conflictedAt: undefined,
       lastWait: undefined,
@@ -210,9 +208,7 @@ export class Invariants implements Watcher, Ledger {
 
   /** Nothing is left that acts, and nothing that watches the lease: it is being released. */
   private isClosed(instance: Instance): boolean {
-    const { hasFailed, opened, releases } = this.term(instance)
-    const isEnding = hasFailed || instance.wasAsked || instance.stopAskedAt !== undefined
-    return releases.includes("Bot session closed") || (isEnding && !opened.has("Bot session opened"))
+    return instance.isReleasing || this.term(instance).releases.includes("Bot session closed")
   }
 
   granted(instance: Instance, grant: Grant): void {
@@ -348,7 +344,6 @@ export class Invariants implements Watcher, Ledger {
     if (closing !== undefined) term.releases.push(closing)
     for (const { opening } of lifetimes) if (text.startsWith(opening)) term.opened.add(opening)
     if (text.startsWith("Instance lock was not released") && instance.wasCutOff) term.isGivenUp = true
-    if (text.startsWith("The service has failed")) term.hasFailed = true
     if (text.startsWith("Handover requested")) {
       instance.wasAsked = true
       this.handovers++

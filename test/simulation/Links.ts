@@ -265,7 +265,11 @@ export const storeOf = (
           )
         )
       }),
-    release: (grant) => call("release", store.release(grant)),
+    release: (grant) =>
+      Effect.suspend(() => {
+        instance.isReleasing = true
+        return call("release", store.release(grant))
+      }),
     status: call("status", store.status),
     changed,
     handover: { request: (asker) => call("handover", store.request(asker)), requested }
