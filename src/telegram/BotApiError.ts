@@ -98,6 +98,20 @@ const describe = (reason: BotApiReason): string => {
 export const fromUnknown = (method: string, token: Redacted.Redacted) => (cause: unknown): BotApiError =>
   new BotApiError({ method, reason: classify(cause, redact(token)) })
 
+/**
+ * Whether something failed because Telegram could not be reached or asked to wait, so that the same may succeed later.
+ * Looks through the errors that plugins and handlers wrap others in.
+ */
+export const isPassing = (error: unknown, depth = 0): boolean => {
+  if (error instanceof BotApiError) return error.reason._tag === "Unreachable" || error.reason._tag === "RateLimited"
+  if (error instanceof HttpError) return true
+  if (error instanceof GrammyError) return error.error_code === 429 || error.error_code >= 500
+  return error instanceof Error && error.cause !== undefined && depth < causeDepthMax &&
+    isPassing(error.cause, depth + 1)
+}
+
+const causeDepthMax = 4
+
 /** Replaces this very token, also where it is part of an address, and everything else that is shaped like one. */
 export const redact = (token: Redacted.Redacted) => (text: string): string => {
   const secret = Redacted.value(token)

@@ -14,14 +14,16 @@ import type { LeaseLost } from "../lock/LockStore.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import * as Metrics from "../operations/Metrics.ts"
 import { connectBackoff, inSeconds } from "./Backoff.ts"
-import { BotApiError, fromUnknown, redact, Unreachable } from "./BotApiError.ts"
+import { BotApiError, fromUnknown, isPassing, redact, Unreachable } from "./BotApiError.ts"
 import * as BotFetch from "./BotFetch.ts"
 import { makeRun } from "./BotSession/UpdateContext.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
 export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerFailed", {
   updateId: Schema.Int,
-  cause: Schema.Defect()
+  cause: Schema.Defect(),
+  /** Telegram could not be reached or asked to wait: the handler may be right, and its update is worth waiting for. */
+  isPassing: Schema.optionalKey(Schema.Boolean)
 }) {
   override readonly [Runtime.errorExitCode] = ExitCode.software
   override get message(): string {
@@ -164,7 +166,13 @@ const makeHandle = (
         handling.run(current, run, update).then(
           () => resume(Effect.void),
           (cause) =>
-            resume(Effect.fail(new HandlerFailed({ updateId: update.update_id, cause: withoutToken(cause, hidden) })))
+            resume(Effect.fail(
+              new HandlerFailed({
+                updateId: update.update_id,
+                cause: withoutToken(cause, hidden),
+                isPassing: isPassing(cause)
+              })
+            ))
         )
         return Effect.suspend(() => {
           current.cut()

@@ -213,4 +213,27 @@ describe("BotSession", () => {
         assert.include(String(error), "update 9")
       }
     }))
+
+  it.effect("says whether a handler failed because Telegram could not be reached", () =>
+    Effect.gen(function*() {
+      const { open, telegram } = yield* setUp
+      const session = yield* open
+      session.bot.on("message:text", async (ctx) => {
+        if (ctx.msg.text === "bug") throw new Error("a bug")
+        await ctx.reply("x").catch((cause) => {
+          throw new Error("could not answer", { cause })
+        })
+      })
+      const said: Array<unknown> = []
+      for (const text of ["bug", "network", "refused", "overloaded"]) {
+        const handling = yield* Effect.forkChild(Effect.flip(session.handle(textUpdate(9, 1, text))))
+        if (text !== "bug") {
+          const call = yield* telegram.next
+          if (text === "network") yield* call.fail(new Error("reset"))
+          else yield* call.refuse(text === "refused" ? 400 : 502, text)
+        }
+        said.push((yield* Fiber.join(handling)).isPassing)
+      }
+      assert.deepStrictEqual(said, [false, true, false, true])
+    }))
 })
