@@ -97,6 +97,7 @@ export class Invariants implements Watcher, Ledger {
   private readonly world: World
   private readonly store: SharedStore
   private readonly trustWindow: number
+  private readonly lookPeriod: number
   private readonly terms = new Map<Instance, Term>()
   private readonly fired = new Map<number, Instance>()
   private readonly onConflict: (instance: Instance) => string | undefined
@@ -109,7 +110,9 @@ export class Invariants implements Watcher, Ledger {
     this.world = world
     this.store = store
     this.onConflict = onConflict
-    this.trustWindow = Duration.toMillis(rhythmOf(store.ttl).trustWindow) * 1.002 + lateness
+    const { retryPeriod, trustWindow } = rhythmOf(store.ttl)
+    this.trustWindow = Duration.toMillis(trustWindow) * 1.002 + lateness
+    this.lookPeriod = Duration.toMillis(retryPeriod)
   }
 
   fail(invariant: string, text: string): void {
@@ -218,7 +221,9 @@ export class Invariants implements Watcher, Ledger {
       this.takeovers++
       this.world.after(1_000, () => {
         const isOpen = [...former.calls].some(({ method }) => method === "getUpdates")
-        const isFree = former.isAlive && !former.isPaused && this.world.now - former.resumedAt > 1_000
+        // A machine that has slept sees it when it next looks at its clocks.
+        const isAwake = this.world.now - former.resumedAt > 1_000 + this.lookPeriod
+        const isFree = former.isAlive && !former.isPaused && isAwake
         if (isOpen && isFree) this.fail("S1b", `${former.name} still polls although ${instance.name} holds the lock`)
       })
     }
