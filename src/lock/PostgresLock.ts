@@ -1,18 +1,30 @@
 /**
  * The instance lock of several hosts as a row in Postgres: who holds the lease, until when, and the fencing token, which
- * is the row's `epoch`. The row is never deleted and the table is logged, so nothing is forgotten in a crash. A row
+ * is the row's `epoch`. We never delete the row and the table is logged, so nothing is forgotten in a crash. A row
  * instead of an advisory lock: it works through a pooler in transaction mode, it is one `select` to inspect, a holder
  * whose connection dies keeps its lease, and a write can check the token in its own transaction (`fenced`). The
  * invariants are those of the port; all comparisons of times use `clock_timestamp()` of the server.
  *
- * The token is one more than the last, or the time in milliseconds if that is larger, as in the other stores: so it
- * also grows when a bot moves from one kind of lock to another, or its table is restored from a backup.
+ * Somebody else may delete the row, or bring back an old one from a backup. Then nobody can tell from it whether a
+ * holder still runs, so the lock is held back for one ttl, by which time every former holder has stopped. What betrays
+ * it is a token without its row: the largest token of a bot is also kept in `instance_lock_fence`, and in the memory of
+ * every process that has seen it, the holder's among them. A bot of which there is no token anywhere is new here, and
+ * is granted its lock at once.
+ *
+ * Not seen: both tables emptied, dropped or brought back from a backup together, followed by a process that starts
+ * within the seconds until the holder or a standby notices. Two may poll then for up to a trust window. Stop every
+ * instance before a restore.
+ *
+ * The token is one more than the largest one known, or the time in milliseconds if that is larger, as in the other
+ * stores. So it also grows when a bot moves from one kind of lock to another, and after a restore: a smaller one needs
+ * a server whose clock was set back as well. Then the inbox, the jobs and the posts refuse it, which ends the new
+ * holder with 75 before it has polled, at every start until the clock has caught up.
  *
  * A failover to an asynchronous replica may lose the last grant. Use synchronous replication, or accept two holders for
  * up to a trust window, of which the token lets only the newer one write.
  *
  * ```sql
- * select name, owner, epoch, expires_at, meta from instance_lock;
+ * select name, owner, epoch, expires_at, meta from instance_lock; -- no owner and not expired: held back
  * ```
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
@@ -23,6 +35,7 @@ import { answerWithin } from "./CallDeadline.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
 import * as Connection from "./PostgresLock/Connection.ts"
 import { explain, type Explanation } from "./PostgresLock/Failures.ts"
+import * as Tables from "./PostgresLock/Tables.ts"
 import * as Wakeup from "./Wakeup.ts"
 
 export interface Options {
@@ -45,8 +58,8 @@ const decodeHolder = Schema.decodeUnknownOption(HolderText)
 const encodeHolder = Schema.encodeSync(HolderText)
 
 /**
- * A `LockStore` on the `SqlClient` of the host, which must be Postgres. Building it makes the table where it is missing,
- * so it fails when Postgres does not answer. Where the client is a `PgClient` a release wakes the standbys at once
+ * A `LockStore` on the `SqlClient` of the host, which must be Postgres. Building it makes the tables where they are
+ * missing, so it fails when Postgres does not answer. Where the client is a `PgClient` a release wakes the standbys at once
  * (LISTEN, one connection of the pool); elsewhere, and behind a pooler in transaction mode, they ask every 2 seconds.
  * Behind such a pooler the client must not prepare statements: `PgClient.layer({ prepare: false })`.
  */
@@ -112,7 +125,8 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
         }))
     )
 
-  yield* ask("create", createTable(sql))
+  yield* ask("create", Tables.create(sql))
+  const holdBack = Tables.holdBack(sql, name, leaseEnd)
 
   const holderOf = Effect.map(
     sql<{ holder: string | null }>`SELECT meta::text AS holder FROM instance_lock
@@ -120,55 +134,87 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
     ([row]) => Option.getOrUndefined(decodeHolder(row?.holder))
   )
 
-  const acquire = (holder: Holder) =>
-    ask(
-      "acquire",
-      Effect.gen(function*() {
-        const theirs = sql`l.owner = ${holder.owner} AND l.expires_at > clock_timestamp()`
-        const time = sql`floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
-        const [row] = yield* sql<{ token: string; holder: string }>`
-          INSERT INTO instance_lock AS l (name, owner, epoch, expires_at, acquired_at, meta)
-          VALUES (${name}, ${holder.owner}, ${time}, ${leaseEnd}, clock_timestamp(), ${encodeHolder(holder)}::jsonb)
-          ON CONFLICT (name) DO UPDATE SET
-            owner = excluded.owner,
-            epoch = CASE WHEN ${theirs} THEN l.epoch ELSE greatest(l.epoch + 1, ${time}) END,
-            expires_at = ${leaseEnd},
-            acquired_at = CASE WHEN ${theirs} THEN l.acquired_at ELSE clock_timestamp() END,
-            meta = CASE WHEN ${theirs} THEN l.meta ELSE excluded.meta END
-          WHERE l.owner IS NULL OR l.expires_at <= clock_timestamp() OR l.owner = excluded.owner
-          RETURNING epoch::text AS token, meta::text AS holder`
-        if (row === undefined) {
-          const other = yield* holderOf
-          return yield* new LockHeld({ resource, pid: other?.pid, holder: other, advice: undefined })
-        }
-        const grant: Grant = {
-          holder: Option.getOrElse(decodeHolder(row.holder), () => holder),
-          fencingToken: BigInt(row.token)
-        }
-        return grant
-      })
-    )
+  // The largest token that this process has seen. A row that is older was deleted or brought back from a backup.
+  let seen = 0n
+  const see = (token: string) => {
+    const epoch = BigInt(token)
+    if (epoch > seen) seen = epoch
+    return epoch
+  }
+
+  // What holds the lock back must be committed, so a refusal is a value until the transaction has ended.
+  const tryAcquire = (holder: Holder) =>
+    Effect.gen(function*() {
+      yield* holdBack(seen)
+      const theirs = sql`l.owner = ${holder.owner} AND l.expires_at > clock_timestamp()`
+      const time = sql`floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
+      const [granted] = yield* sql<{ token: string; holder: string }>`
+        INSERT INTO instance_lock AS l (name, owner, epoch, expires_at, acquired_at, meta)
+        VALUES (${name}, ${holder.owner}, ${time}, ${leaseEnd}, clock_timestamp(), ${encodeHolder(holder)}::jsonb)
+        ON CONFLICT (name) DO UPDATE SET
+          owner = excluded.owner,
+          epoch = CASE WHEN ${theirs} THEN l.epoch ELSE greatest(l.epoch + 1, ${time}) END,
+          expires_at = ${leaseEnd},
+          acquired_at = CASE WHEN ${theirs} THEN l.acquired_at ELSE clock_timestamp() END,
+          meta = CASE WHEN ${theirs} THEN l.meta ELSE excluded.meta END
+        WHERE l.expires_at <= clock_timestamp() OR l.owner = excluded.owner
+        RETURNING epoch::text AS token, meta::text AS holder`
+      if (granted !== undefined) {
+        yield* Tables.remember(sql, name, granted.token)
+        return { isGranted: true, ...granted } as const
+      }
+      const [row] = yield* sql<{ token: string; holder: string | null; millis: number }>`SELECT
+          epoch::text AS token,
+          CASE WHEN owner IS NOT NULL THEN meta::text END AS holder,
+          ${Tables.millisLeft(sql)} AS millis
+        FROM instance_lock WHERE name = ${name}`
+      return { isGranted: false, row } as const
+    })
+
+  const acquire = Effect.fnUntraced(function*(holder: Holder) {
+    const answer = yield* ask("acquire", tryAcquire(holder))
+    if (answer.isGranted) {
+      const grant: Grant = {
+        holder: Option.getOrElse(decodeHolder(answer.holder), () => holder),
+        fencingToken: see(answer.token)
+      }
+      return grant
+    }
+    const { row } = answer
+    if (row !== undefined) see(row.token)
+    const other = Option.getOrUndefined(decodeHolder(row?.holder))
+    const advice = row?.holder !== null ?
+      undefined :
+      "The row of the lock was deleted or replaced by an older one, so Postgres cannot tell whether a former holder is " +
+      `still running; the lock is free in ${Duration.format(Duration.millis(Math.ceil(row.millis)))}`
+    return yield* new LockHeld({ resource, pid: other?.pid, holder: other, advice })
+  })
 
   const exactly = ({ fencingToken, holder }: Grant) =>
     sql`name = ${name} AND owner = ${holder.owner} AND epoch = ${String(fencingToken)}::bigint`
 
-  const renew = (grant: Grant) =>
-    ask(
-      "renew",
-      Effect.gen(function*() {
-        const renewed = yield* sql`UPDATE instance_lock SET expires_at = ${leaseEnd}
-          WHERE ${exactly(grant)} AND expires_at > clock_timestamp() RETURNING 1`
-        if (renewed.length > 0) return
-        const reason = (yield* holderOf) === undefined ? "the lease expired" : "another instance holds the lease"
-        return yield* new LeaseLost({ resource, fencingToken: grant.fencingToken, reason })
-      })
-    )
+  // As in `acquire`: what holds the lock back must be committed before the loss is told.
+  const tryRenew = (grant: Grant) =>
+    Effect.gen(function*() {
+      const renewed = yield* sql`UPDATE instance_lock SET expires_at = ${leaseEnd}
+        WHERE ${exactly(grant)} AND expires_at > clock_timestamp() RETURNING 1`
+      if (renewed.length > 0) return undefined
+      if (yield* holdBack(grant.fencingToken)) {
+        return "Postgres has forgotten the lease: its row was deleted, or replaced by one of a backup"
+      }
+      return (yield* holderOf) === undefined ? "the lease expired" : "another instance holds the lease"
+    })
+  const renew = Effect.fnUntraced(function*(grant: Grant) {
+    const reason = yield* ask("renew", tryRenew(grant))
+    if (reason !== undefined) return yield* new LeaseLost({ resource, fencingToken: grant.fencingToken, reason })
+  })
 
+  // In the past by any clock, so that the lock is free although the server's is set back.
   const release = (grant: Grant) =>
     ask(
       "release",
       Effect.asVoid(sql`WITH released AS (
-          UPDATE instance_lock SET owner = NULL, expires_at = clock_timestamp() WHERE ${exactly(grant)} RETURNING name
+          UPDATE instance_lock SET owner = NULL, expires_at = 'epoch' WHERE ${exactly(grant)} RETURNING name
         ) SELECT pg_notify(${channel}, name) FROM released`)
     )
 
@@ -187,9 +233,7 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
   const remaining = ask(
     "status",
     Effect.map(
-      sql<{ millis: number }>`SELECT
-          greatest(0, extract(epoch FROM expires_at - clock_timestamp()) * 1000)::float8 AS millis
-        FROM instance_lock WHERE name = ${name} AND owner IS NOT NULL`,
+      sql<{ millis: number }>`SELECT ${Tables.millisLeft(sql)} AS millis FROM instance_lock WHERE name = ${name}`,
       ([row]) => Duration.millis(row?.millis ?? 0)
     )
   )
@@ -234,22 +278,6 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
 })
 
 const isSqlError = <E>(error: E | SqlError.SqlError): error is SqlError.SqlError => SqlError.isSqlError(error)
-
-// Asked for first, because CREATE TABLE IF NOT EXISTS wants the right to create even where the table exists. The lock
-// is for instances that start at the same time: two that create the same table would otherwise fail on the catalog.
-const createTable = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
-  const isThere = sql`SELECT 1 WHERE to_regclass('instance_lock') IS NOT NULL`
-  if ((yield* isThere).length > 0) return
-  yield* sql`SELECT pg_advisory_xact_lock(hashtextextended('soloist/instance_lock', 0))`
-  yield* sql`CREATE TABLE IF NOT EXISTS instance_lock (
-    name text PRIMARY KEY,
-    owner text,
-    epoch bigint NOT NULL,
-    expires_at timestamptz NOT NULL,
-    acquired_at timestamptz NOT NULL,
-    meta jsonb
-  )`
-})
 
 /**
  * Hears releases, if notifications arrive at all: a pooler in transaction mode accepts LISTEN and then hands the

@@ -54,15 +54,26 @@ const usurped = (url: Redacted.Redacted, name: string) => (grant: Grant) =>
     yield* store.acquire(holder("usurper"))
   }))
 
+/** Lets time pass for a lease, by moving its end. */
+const pass = (name: string, time: Duration.Duration) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    sql`UPDATE instance_lock
+      SET expires_at = expires_at - make_interval(secs => ${Duration.toSeconds(time)}::float8) WHERE name = ${name}`)
+
+/** What nobody should ever do. */
+const forget = (name: string, tables: ReadonlyArray<string>) =>
+  Effect.flatMap(
+    SqlClient.SqlClient,
+    (sql) => Effect.forEach(tables, (table) => sql`DELETE FROM ${sql(table)} WHERE name = ${name}`, { discard: true })
+  )
+
 /** One fresh lock there. */
 const contenders = Effect.fnUntraced(function*(url: Redacted.Redacted) {
   const name = freshName()
   const sql = Context.get(yield* Layer.build(client(url)), SqlClient.SqlClient)
   return {
     open: open({ url, name, ttl: contractTtl, callTimeout: patient }),
-    pass: (time: Duration.Duration) =>
-      Effect.orDie(sql`UPDATE instance_lock
-        SET expires_at = expires_at - make_interval(secs => ${Duration.toSeconds(time)}::float8) WHERE name = ${name}`),
+    pass: (time: Duration.Duration) => Effect.orDie(Effect.provideService(pass(name, time), SqlClient.SqlClient, sql)),
     usurp: usurped(url, name)
   }
 })
@@ -98,6 +109,131 @@ Server.describeWithAny("PostgresLock", () => {
       assert.strictEqual(grant.fencingToken, 8_000_000_000_001n)
       yield* store.renew(grant)
     }).pipe(Effect.provide(sql)))
+
+  it.live("grants a bot that is new to the database its lock at once", () =>
+    Effect.gen(function*() {
+      const store = yield* open({ url, name: freshName(), ttl: contractTtl })
+      yield* store.renew(yield* store.acquire(holder("first")))
+    }))
+
+  it.live("holds the lock back for one lease when its row was deleted, whoever finds out first", () =>
+    Effect.gen(function*() {
+      for (const first of ["holder", "stranger"] as const) {
+        const where = { url, name: freshName(), ttl: contractTtl }
+        const store = yield* open(where)
+        const grant = yield* store.acquire(holder("first"))
+        yield* forget(where.name, ["instance_lock"])
+        const stranger = yield* open(where)
+        const seesLoss = Effect.map(Effect.flip(store.renew(grant)), (error) => {
+          assert.strictEqual(error._tag, "LeaseLost")
+          assert.strictEqual(error.message.includes("forgotten"), first === "holder")
+        })
+        const isRefused = Effect.map(Effect.flip(stranger.acquire(holder("second"))), (error) => {
+          assert.strictEqual(error._tag, "LockHeld")
+          assert.match(error.message, /PID: unknown.*deleted.*free in (1m|59s)/)
+        })
+        yield* Effect.all(first === "holder" ? [seesLoss, isRefused] : [isRefused, seesLoss])
+        assert.deepStrictEqual(yield* store.status, { holder: undefined, fencingToken: undefined })
+        yield* store.release(grant)
+        yield* pass(where.name, Duration.seconds(55))
+        assert.strictEqual((yield* Effect.flip(stranger.acquire(holder("early"))))._tag, "LockHeld")
+        yield* pass(where.name, Duration.seconds(6))
+        const next = yield* stranger.acquire(holder("second"))
+        assert.isTrue(next.fencingToken > grant.fencingToken)
+        // One that was handed over is free at once again.
+        yield* stranger.release(next)
+        yield* store.acquire(holder("third"))
+      }
+    }).pipe(Effect.provide(sql)))
+
+  it.live("wakes those who wait when the lock that was held back is free", () =>
+    Effect.gen(function*() {
+      const where = { url, name: freshName(), ttl }
+      const store = yield* open(where)
+      yield* store.acquire(holder("first"))
+      yield* forget(where.name, ["instance_lock"])
+      const second = holder("second")
+      const begun = performance.now()
+      yield* Effect.retry(store.acquire(second), {
+        times: 50,
+        while: ({ _tag }) => Effect.as(store.changed, _tag === "LockHeld")
+      })
+      assert.isAtLeast(performance.now() - begun, Duration.toMillis(ttl))
+    }).pipe(Effect.provide(sql)))
+
+  it.live("holds the lock back when both tables were emptied, if this process has seen the lock", () =>
+    Effect.gen(function*() {
+      const where = { url, name: freshName(), ttl: contractTtl }
+      const [store, standby] = yield* Effect.all([open(where), open(where)])
+      const grant = yield* store.acquire(holder("first"))
+      yield* Effect.flip(standby.acquire(holder("second")))
+      yield* forget(where.name, ["instance_lock", "instance_lock_fence"])
+      assert.strictEqual((yield* Effect.flip(standby.acquire(holder("second"))))._tag, "LockHeld")
+      assert.strictEqual((yield* Effect.flip(store.renew(grant)))._tag, "LeaseLost")
+      // A process that starts now finds what the others have left.
+      const stranger = yield* open(where)
+      assert.strictEqual((yield* Effect.flip(stranger.acquire(holder("third"))))._tag, "LockHeld")
+      yield* pass(where.name, contractTtl)
+      assert.isTrue((yield* stranger.acquire(holder("third"))).fencingToken > grant.fencingToken)
+    }).pipe(Effect.provide(sql)))
+
+  it.live("holds the lock back when a backup has brought back an older row", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      for (const isFenceOld of [false, true]) {
+        const where = { url, name: freshName(), ttl: contractTtl }
+        const [store, standby] = yield* Effect.all([open(where), open(where)])
+        yield* store.release(yield* store.acquire(holder("backed up")))
+        const [old] = yield* sql<{ epoch: string }>`SELECT epoch::text FROM instance_lock WHERE name = ${where.name}`
+        const grant = yield* store.acquire(holder("first"))
+        yield* Effect.flip(standby.acquire(holder("second")))
+        yield* sql`UPDATE instance_lock SET owner = NULL, expires_at = 'epoch', epoch = ${old?.epoch ?? "0"}::bigint
+          WHERE name = ${where.name}`
+        if (isFenceOld) {
+          yield* sql`UPDATE instance_lock_fence SET token = ${old?.epoch ?? "0"}::bigint WHERE name = ${where.name}`
+        }
+        const asking = isFenceOld ? standby : yield* open(where)
+        assert.strictEqual((yield* Effect.flip(asking.acquire(holder("second"))))._tag, "LockHeld")
+        assert.strictEqual((yield* Effect.flip(store.renew(grant)))._tag, "LeaseLost")
+        yield* pass(where.name, contractTtl)
+        assert.isTrue((yield* asking.acquire(holder("second"))).fencingToken > grant.fencingToken)
+      }
+    }).pipe(Effect.provide(sql)))
+
+  it.live("grants a larger token after its row was deleted and the server's clock set back", () =>
+    Effect.gen(function*() {
+      const where = { url, name: freshName(), ttl: contractTtl }
+      const store = yield* open(where)
+      yield* store.release(yield* store.acquire(holder("first")))
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`UPDATE instance_lock_fence SET token = 8000000000000 WHERE name = ${where.name}`
+      yield* forget(where.name, ["instance_lock"])
+      const stranger = yield* open(where)
+      yield* Effect.flip(stranger.acquire(holder("second")))
+      yield* pass(where.name, contractTtl)
+      assert.strictEqual((yield* stranger.acquire(holder("second"))).fencingToken, 8_000_000_000_001n)
+    }).pipe(Effect.provide(sql)))
+
+  it.live("knows the grants that are older than the table of tokens", () =>
+    Effect.gen(function*() {
+      const database = `soloist_${process.pid}_${++lastName}`
+      const sql = yield* SqlClient.SqlClient
+      yield* Effect.acquireRelease(
+        sql`CREATE DATABASE ${sql(database)}`,
+        () => Effect.orDie(sql`DROP DATABASE ${sql(database)} WITH (FORCE)`)
+      )
+      const there = new URL(Redacted.value(url))
+      there.pathname = database
+      const where = { url: Redacted.make(there.href), name: "1", ttl: contractTtl }
+      const grant = yield* (yield* open(where)).acquire(holder("first"))
+      const elsewhere = Context.get(yield* Layer.build(client(where.url)), SqlClient.SqlClient)
+      yield* elsewhere`DROP TABLE instance_lock_fence`
+      const stranger = yield* open(where)
+      yield* elsewhere`DELETE FROM instance_lock`
+      assert.strictEqual((yield* Effect.flip(stranger.acquire(holder("second"))))._tag, "LockHeld")
+      yield* elsewhere`UPDATE instance_lock SET expires_at = clock_timestamp()`
+      assert.isTrue((yield* stranger.acquire(holder("second"))).fencingToken > grant.fencingToken)
+    }).pipe(Effect.scoped, Effect.provide(sql)))
 
   it.live("refuses a write with a token that is not the newest, and keeps the lock still while it writes", () =>
     Effect.gen(function*() {

@@ -42,8 +42,8 @@ export const explain = (error: SqlError.SqlError): Explanation => {
     case "AuthorizationError":
       return explained(
         false,
-        "this Postgres user may not use the table instance_lock",
-        "Grant select, insert and update on it, and create on its schema if it is not there yet."
+        "this Postgres user may not use the tables instance_lock and instance_lock_fence",
+        "Grant select, insert and update on them, and create on their schema if they are not there yet."
       )
     case "LockTimeoutError":
     case "StatementTimeoutError":
