@@ -195,7 +195,9 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
       }
       return Effect.forkDetach(store.release(grant).pipe(Effect.retry(retries)), { startImmediately: true }).pipe(
         Effect.flatMap(Fiber.join),
-        Effect.andThen(Effect.logInfo("Instance lock released")),
+        Effect.andThen(
+          Effect.logInfo(lost === undefined ? "Instance lock released" : "Instance lock released, if it was still held")
+        ),
         bounded("Instance lock", lost === undefined ? releaseLimit : releaseLimitWhenLost),
         Effect.andThen(notHeld)
       )

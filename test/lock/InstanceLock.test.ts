@@ -497,6 +497,20 @@ describe("InstanceLock", () => {
       assert.strictEqual(tries, 1)
     }))
 
+  it.effect("does not claim that it has released a lock that it had lost", () =>
+    Effect.gen(function*() {
+      const logs: Array<string> = []
+      const store = yield* makeMemory()
+      const { close, lock } = yield* open(store, {}, logs)
+      yield* store.release({ holder: lock.holder, fencingToken: lock.fencingToken })
+      const usurper = yield* store.acquire({ ...lock.holder, owner: "usurper" })
+      yield* Effect.flip(lock.verify)
+      yield* close
+      assert.notInclude(logs, "Instance lock released")
+      assert.strictEqual(logs.at(-1), "Instance lock released, if it was still held")
+      assert.strictEqual((yield* store.status).fencingToken, usurper.fencingToken)
+    }))
+
   it.effect("leaves no grant behind when the start fails because the reply to its request was lost", () =>
     Effect.gen(function*() {
       for (const mode of ["exit", "standby"] as const) {
