@@ -18,7 +18,7 @@ const run = <Fields extends Schema.Struct.Fields>(
   Effect.acquireUseRelease(
     Effect.sync(() =>
       fork(fileURLToPath(new URL(`soak/${script}`, import.meta.url)), [...args], {
-        execArgv: ["--expose-gc", "--no-opt", "--disable-warning=ExperimentalWarning"],
+        execArgv: ["--expose-gc", "--no-opt", "--no-maglev", "--disable-warning=ExperimentalWarning"],
         stdio: ["ignore", "pipe", "pipe", "ipc"]
       })
     ),

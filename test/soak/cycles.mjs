@@ -1,11 +1,11 @@
 /**
  * Starts and stops the whole service in one process and looks for what is left over:
  *
- *   node --expose-gc --no-opt test/soak/cycles.mjs [--cycles 1000]
+ *   node --expose-gc --no-opt --no-maglev test/soak/cycles.mjs [--cycles 1000]
  *
  * `Soloist.layer` with its sandbox, SQLite, file lock, probes, knowledge and posts. Each time a message is answered before
  * the stop; every tenth time a second instance is refused by the lock, and one by a port that is taken after it has the
- * lock. Without `--no-opt` the heap holds machine code, of which V8 makes a little more for as long as it runs: a kilobyte
+ * lock. With its optimising compilers on, V8 makes a little more machine code for as long as it runs: a kilobyte
  * for each start. The sandbox keeps its port, because Node's fetch remembers every address that it was used with.
  */
 import { Cause, Context, Duration, Effect, Exit, Fiber, Layer, Logger, Scope } from "effect"

@@ -39,7 +39,7 @@ const runtime = startRuntime({
   handlerMillis: 0,
   sampleEvery: Math.ceil(updates / 20)
 }, {
-  args: ["--expose-gc", "--no-opt"],
+  args: ["--expose-gc", "--no-opt", "--no-maglev"],
   onSample: ({ descriptors, ended, heapUsed }) => {
     heap.push([ended, heapUsed])
     files.push(descriptors)

@@ -2,10 +2,10 @@
  * Takes the instance lock again and again, in turns to release it and to lose it to another, and looks for what is left
  * over:
  *
- *   node --expose-gc --no-opt test/soak/locks.mjs [--backend memory|file|redis|postgres] [--cycles 500]
+ *   node --expose-gc --no-opt --no-maglev test/soak/locks.mjs [--backend memory|file|redis|postgres] [--cycles 500]
  *
- * Each time with a new store and new connections. Redis and Postgres are those of REDIS_URL and DATABASE_URL. Without
- * `--no-opt` the heap holds machine code, of which V8 makes a little more for as long as it runs.
+ * Each time with a new store and new connections. Redis and Postgres are those of REDIS_URL and DATABASE_URL. With
+ * its optimising compilers on, V8 makes a little more machine code for as long as it runs.
  */
 import { Context, Deferred, Effect, Exit, Layer, Logger, Redacted } from "effect"
 import { mkdtempSync, rmSync } from "node:fs"

@@ -80,7 +80,7 @@ const schedule = async () => {
 }
 
 const cycles = async () => {
-  const report = await runPart("cycles.mjs", ["--cycles", options.cycles], { execArgv: ["--no-opt"] })
+  const report = await runPart("cycles.mjs", ["--cycles", options.cycles], { execArgv: ["--no-opt", "--no-maglev"] })
   take("cycles", report)
   say(
     `cycles: ${report.cycles} starts and stops, ${report.refused} refused starts; ` +
@@ -114,7 +114,7 @@ const locks = async () => {
     try {
       const report = await runPart("locks.mjs", ["--backend", backend, "--cycles", options.locks], {
         env: server.env,
-        execArgv: ["--no-opt"]
+        execArgv: ["--no-opt", "--no-maglev"]
       })
       take(`locks, ${backend}`, report)
       total += report.released + report.lost
