@@ -14,15 +14,34 @@ export class Lanes<A> {
   private ready: Array<Lane<A>> = []
   private readyHead = 0
 
-  push(key: string, item: A): void {
+  /** Unless `max` items of the lane wait already. Returns whether it has its place. */
+  push(key: string, item: A, max = Number.POSITIVE_INFINITY): boolean {
     const lane = this.lanes.get(key)
     if (lane !== undefined) {
+      if (lane.items.length - lane.head >= max) return false
       lane.items.push(item)
-      return
+      return true
     }
     const fresh = { key, items: [item], head: 0 }
     this.lanes.set(key, fresh)
     this.ready.push(fresh)
+    return true
+  }
+
+  /** How many items of a lane wait for their turn. */
+  lengthOf(key: string): number {
+    const lane = this.lanes.get(key)
+    return lane === undefined ? 0 : lane.items.length - lane.head
+  }
+
+  /** Takes out what waits beyond `max` of each lane for which `isMeant` says so: the last items, in order. */
+  shorten(max: number, isMeant: (lane: Lane<A>) => boolean): ReadonlyArray<readonly [string, ReadonlyArray<A>]> {
+    const shortened: Array<readonly [string, ReadonlyArray<A>]> = []
+    for (const lane of this.lanes.values()) {
+      if (lane.items.length - lane.head <= max || !isMeant(lane)) continue
+      shortened.push([lane.key, lane.items.splice(lane.head + max)])
+    }
+    return shortened
   }
 
   /** The lane whose turn it is. It gets no other turn before it is given back. */

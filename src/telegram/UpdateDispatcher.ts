@@ -5,48 +5,40 @@
  *
  * ```
  * offer -> lane of the chat -> its turn -> handler -> inbox.finish
- *                                             failed, hung -> backoff, again -> set aside
+ *            | its share is used up ^         | failed, hung -> backoff, again -> set aside
+ *            v    read back, in order
+ *          inbox
  * ```
  *
  * An update whose handler fails is tried again before the later updates of its chat, which keep their order and wait.
  * Nothing here waits for a turn: each handler is a fiber of its own, and the end of one begins the next.
  */
-import {
-  Cause,
-  Clock,
-  Context,
-  Deferred,
-  Duration,
-  Effect,
-  Exit,
-  Fiber,
-  Latch,
-  Layer,
-  Pull,
-  Queue,
-  Schedule,
-  Tracer
-} from "effect"
+import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Tracer } from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import type { HandlerFailed } from "./BotSession.ts"
-import { kindOf, laneOf } from "./Lane.ts"
+import { laneOf } from "./Lane.ts"
 import { type Lane, Lanes } from "./Lanes.ts"
+import * as Attempts from "./UpdateDispatcher/Attempts.ts"
 import * as Backlogs from "./UpdateDispatcher/Backlog.ts"
+import * as DrainReport from "./UpdateDispatcher/DrainReport.ts"
 import { HandlerMetrics } from "./UpdateDispatcher/HandlerMetrics.ts"
 import * as HandlerTimeout from "./UpdateDispatcher/HandlerTimeout.ts"
+import { Overflow } from "./UpdateDispatcher/Overflow.ts"
 import { UpdateHandler } from "./UpdateHandler.ts"
-import { type DeadLetter, type InboxError, UpdateInbox } from "./UpdateInbox.ts"
+import { type InboxError, UpdateInbox } from "./UpdateInbox.ts"
 
 export interface UpdateDispatcherOptions {
   /** How many updates are handled at the same time, each of another chat. 500 when not given. */
   readonly concurrency?: number | undefined
   /**
    * How many updates may be unfinished in memory before `offer` waits, and how many of a previous run are in memory beside
-   * them. 1,000 when not given.
+   * them. 1,000 when not given. A chat holds at most a quarter of what is free of it, and a 64th when it is used up: what
+   * comes beyond waits in the inbox, so that a chat whose handlers are slow or hang delays no other. An inbox in memory is
+   * no other place, so there one chat may use up all of it, and then polling waits for it.
    */
   readonly capacity?: number | undefined
   /** A handler that runs longer is reported and then cancelled, which counts as a failed attempt. 60 s when not given. */
@@ -57,21 +49,13 @@ export interface UpdateDispatcherOptions {
   readonly drainTimeout?: Duration.Input | undefined
 }
 
-/** How the handlers ended when the dispatcher was closed. */
-export interface DrainReport {
-  /** Updates whose handlers ended during the drain. */
-  readonly finished: number
-  /** Updates whose handlers were cancelled. They are in the inbox and run again on the next start. */
-  readonly cancelled: ReadonlyArray<number>
-  /** Updates that were taken and are not under way. They are in the inbox and run on the next start. */
-  readonly left: number
-}
-
+export type { DrainReport } from "./UpdateDispatcher/DrainReport.ts"
 export { HandlerTimedOut } from "./UpdateDispatcher/HandlerTimeout.ts"
 
 export class UpdateDispatcher extends Context.Service<UpdateDispatcher, {
   /**
-   * Takes stored updates, in order. Waits while `capacity` updates are unfinished, which is what slows the poller down.
+   * Takes stored updates, in order. Waits while `capacity` updates are unfinished in memory, or a million wait in the inbox
+   * for the turn of their chat, which is what slows the poller down.
    * Handlers begin a turn of the event loop later, so that the next poll is on its way before they take the processor.
    */
   readonly offer: (updates: ReadonlyArray<Update>) => Effect.Effect<void>
@@ -80,10 +64,10 @@ export class UpdateDispatcher extends Context.Service<UpdateDispatcher, {
    * waits for the rest of its own chat only. Returns how many there are. Called once, before anything is offered.
    */
   readonly resume: Effect.Effect<number, InboxError>
-  /** How many updates are taken and not finished. */
+  /** How many updates are taken and not finished, in memory or for want of room in it. */
   readonly unfinished: Effect.Effect<number>
   /** Starts nothing new, gives running handlers `drainTimeout`, then cancels them. Done by closing; safe to do twice. */
-  readonly drain: Effect.Effect<DrainReport>
+  readonly drain: Effect.Effect<DrainReport.DrainReport>
 }>()("soloist/telegram/UpdateDispatcher") {
   /** Its handlers end with the scope, after the drain. A lost lease ends them at once. */
   static readonly layer = (options: UpdateDispatcherOptions = {}): Layer.Layer<
@@ -101,11 +85,6 @@ const defaults = {
   drainTimeout: Duration.seconds(5)
 } as const
 
-/** The waits of an update between the attempts of its handler. */
-export const handlerBackoff = Schedule.min([Schedule.exponential("1 second", 2), Schedule.spaced("1 minute")])
-/** What a dead letter keeps of its error. */
-const errorMax = 2_000
-
 const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const handler = yield* UpdateHandler
   const inbox = yield* UpdateInbox
@@ -122,6 +101,12 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const start = Effect.runForkWith(context)
   const metrics = new HandlerMetrics(context)
   const lanes = new Lanes<Update>()
+  const overflow = yield* Overflow.make
+  /** What every chat may have in memory, however full it is. */
+  const shareMin = Math.max(1, Math.floor(capacity / 64))
+  const leftoverMax = inbox.isDurable ? shareMin : Number.POSITIVE_INFINITY
+  /** What an update that waits in the inbox takes of the capacity. */
+  const waitingCost = inbox.isDurable ? 0 : 1
   const room = yield* Latch.make(true)
   const idle = yield* Latch.make(true)
   /** Open while there is something new whose turn may have come. */
@@ -132,25 +117,29 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const underWay = new Set<Running>()
   const waitingToRetry = new Set<Fiber.Fiber<void, LeaseLost | InboxError>>()
   /** Of the few updates that are not on their first attempt or come from a previous run. */
-  const records = new Map<number, Record>()
+  const records = new Map<number, Attempts.Record>()
+  const attempts = Attempts.make({ inbox, metrics, records, handlerAttempts })
+  const isLeftover = (update: Update) => records.get(update.update_id)?.isLeftover === true
   const cut: Array<Update> = []
   let unfinished = 0
+  /** What is in memory and not of a previous run. */
   let fresh = 0
+  let isFull = false
+  /** Some lane may have more in memory than the least share. */
+  let mayShorten = false
   let finishedInDrain = 0
   let notBegun = 0
   let isDraining = false
   let isStopped = false
   let isBeginning = false
 
-  const changed = (by: number, isFresh: boolean) => {
+  const changed = (by: number, freshBy: number) => {
     unfinished += by
-    if (isFresh) {
-      const wasFull = fresh >= capacity
-      fresh += by
-      const isFull = fresh >= capacity
-      if (isFull && !wasFull) room.closeUnsafe()
-      else if (wasFull && !isFull) room.openUnsafe()
-    }
+    fresh += freshBy
+    const wasFull = isFull
+    isFull = fresh >= capacity || overflow.isFull
+    if (isFull && !wasFull) room.closeUnsafe()
+    else if (wasFull && !isFull) room.openUnsafe()
     metrics.inFlight(unfinished)
     if (unfinished === 0) idle.openUnsafe()
     else if (unfinished === by) idle.closeUnsafe()
@@ -162,8 +151,9 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     if (record !== undefined) records.delete(update.update_id)
     const isFresh = record?.isLeftover !== true
     if (!isFresh) backlog.leave()
-    changed(-1, isFresh)
+    changed(-1, isFresh ? -1 : 0)
     lanes.giveBack(lane)
+    if (!overflow.isEmpty && lane.items.length - lane.head <= shareMin / 2) overflow.ask(lane.key)
     beginNext()
   }
 
@@ -264,41 +254,10 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   }
 
   /** Waits, then gives the update its turn again, before all that is behind it in its lane. Or sets it aside. */
-  const tryAgain = Effect.fnUntraced(function*(running: Running, cause: Cause.Cause<unknown>) {
-    const { lane, update } = running
-    const record = records.get(update.update_id) ?? newRecord(0)
-    records.set(update.update_id, record)
-    record.attempts++
-    if (!running.isOverdue) {
-      yield* Effect.logError("Handler failed", cause).pipe(Effect.annotateLogs({
-        update_id: update.update_id,
-        kind: kindOf(update),
-        attempt: `${record.attempts}/${handlerAttempts}`
-      }))
-    }
-    if (record.attempts >= handlerAttempts) {
-      yield* setAside(update, "failed", record.attempts, textOf(cause))
-      return leave(lane, update)
-    }
-    yield* inbox.failed(update.update_id)
-    metrics.retried(update)
-    record.wait ??= yield* Schedule.toStepWithSleep(handlerBackoff)
-    yield* Pull.catchDone(record.wait(undefined), () => Effect.void)
+  const tryAgain = Effect.fnUntraced(function*({ isOverdue, lane, update }: Running, cause: Cause.Cause<unknown>) {
+    if (!(yield* attempts.failed(update, cause, isOverdue))) return leave(lane, update)
     lanes.giveBackAgain(lane)
     beginNext()
-  })
-
-  const setAside = Effect.fnUntraced(function*(
-    update: Update,
-    reason: DeadLetter["reason"],
-    attempts: number,
-    error: string
-  ) {
-    yield* inbox.setAside({ update, reason, error, attempts, setAsideAt: clock.currentTimeMillisUnsafe() })
-    metrics.setAside(reason)
-    yield* Effect.logError("An update was set aside; it is not handled before somebody says so").pipe(
-      Effect.annotateLogs({ update_id: update.update_id, kind: kindOf(update), attempts, reason })
-    )
   })
 
   const backlog = yield* Backlogs.make({
@@ -306,38 +265,96 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     pageSize: Math.min(Math.ceil(capacity / 2), pageMax),
     sink: {
       take: (update, { attempts, crashes }) => {
-        if (isDraining) return
-        records.set(update.update_id, { ...newRecord(attempts), isLeftover: true, crashes })
-        changed(1, false)
-        lanes.push(laneOf(update), update)
-        beginNext()
+        if (isDraining) return true
+        const lane = laneOf(update)
+        if (overflow.hasLeftovers(lane) || lanes.lengthOf(lane) >= leftoverMax) {
+          overflow.pushLeftover(lane, update.update_id)
+          changed(0, 0)
+          return false
+        }
+        takeLeftover(lane, update, attempts, crashes)
+        return true
       },
-      takeNew: (update) => {
-        lanes.push(laneOf(update), update)
-        beginNext()
-      },
+      reached: (lane) => overflow.ask(lane),
+      isNew: (lane, updateId) => overflow.isFresh(lane, updateId),
+      isFull: () => overflow.isFull,
       setAside: (row, update) =>
         Effect.catch(
-          setAside(update, "crashed", row.attempts, "The process ended each time that this update was handled."),
+          attempts.setAside(
+            update,
+            "crashed",
+            row.attempts,
+            "The process ended each time that this update was handled."
+          ),
           (error) => Deferred.fail(broken, error)
         )
     }
   })
 
+  const takeLeftover = (lane: string, update: Update, attempts: number, crashes?: number) => {
+    records.set(update.update_id, { ...Attempts.newRecord(attempts), isLeftover: true, crashes })
+    changed(1, 0)
+    lanes.push(lane, update)
+    beginNext()
+  }
+  const refill = overflow.refill(inbox, {
+    // Few at a time: each is read when it is needed, and memory is for the others.
+    roomOf: (lane, reading) =>
+      Math.min(shareMin, Math.max(1, capacity - Math.max(fresh, backlog.held()) - reading)) - lanes.lengthOf(lane),
+    isReached: (lane) => !backlog.hasLeft(lane),
+    takeLeftover: (lane, update, attempts) => {
+      backlog.enter()
+      takeLeftover(lane, update, attempts)
+    },
+    takeNew: (lane, update) => {
+      changed(0, 1 - waitingCost)
+      lanes.push(lane, update)
+      beginNext()
+    },
+    giveUp: () => changed(-1, -waitingCost)
+  })
+
+  /** Sends back to the inbox what chats have in memory beyond the least share. Returns whether that made room. */
+  const makeRoom = (): boolean => {
+    if (!mayShorten || overflow.isFull) return false
+    mayShorten = false
+    const isMeant = ({ items, key }: Lane<Update>) =>
+      !overflow.isAsked(key) && (records.size === 0 || !items.some(isLeftover))
+    for (const [lane, updates] of lanes.shorten(shareMin, isMeant)) {
+      overflow.putBack(lane, updates.map((update) => update.update_id))
+      changed(0, -updates.length)
+    }
+    return !isFull
+  }
+
+  /** Takes updates while there is room. Returns how many of them were taken. */
+  const takeOffered = (updates: ReadonlyArray<Update>, from: number): number => {
+    for (let index = from; index < updates.length; index++) {
+      const update = updates[index]
+      if (isDraining || update === undefined) return updates.length
+      if (isFull && !makeRoom()) return index
+      metrics.received(update)
+      const lane = laneOf(update)
+      const share = Math.max(shareMin, (capacity - fresh) / 4)
+      const waits = backlog.hasLeft(lane) || (!overflow.isEmpty && overflow.has(lane)) ||
+        !lanes.push(lane, update, inbox.isDurable ? share : undefined)
+      if (waits) {
+        overflow.push(lane, update.update_id)
+        changed(1, waitingCost)
+        continue
+      }
+      if (share > shareMin) mayShorten = inbox.isDurable
+      changed(1, 1)
+      offered.openUnsafe()
+    }
+    return updates.length
+  }
   const offer = (updates: ReadonlyArray<Update>, from = 0): Effect.Effect<void> =>
     Effect.suspend(() => {
-      for (let index = from; index < updates.length; index++) {
-        if (isDraining) return Effect.void
-        if (fresh >= capacity) return Effect.andThen(room.await, offer(updates, index))
-        const update = updates[index]
-        if (update === undefined) break
-        metrics.received(update)
-        changed(1, true)
-        if (backlog.park(update)) continue
-        lanes.push(laneOf(update), update)
-        offered.openUnsafe()
-      }
-      return Effect.void
+      const taken = takeOffered(updates, from)
+      const ids = overflow.takeLetGo()
+      const rest = taken === updates.length ? Effect.void : Effect.andThen(room.await, offer(updates, taken))
+      return ids.length === 0 ? rest : Effect.andThen(inbox.letGo(ids), rest)
     })
   const beginOffered = offered.await.pipe(
     Effect.andThen(Effect.sync(() => {
@@ -366,8 +383,9 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 
   const drain = yield* Effect.cached(Effect.gen(function*() {
     isDraining = true
-    let left = backlog.clear()
-    changed(-left, true)
+    backlog.clear()
+    let left = overflow.clear()
+    changed(-left, -left * waitingCost)
     // A durable inbox keeps what was not begun. From one in memory it would be lost, so it may use the time there is.
     if (inbox.isDurable) left += dropAll()
     for (const fiber of waitingToRetry) fiber.interruptUnsafe()
@@ -377,29 +395,19 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     left += dropAll()
     yield* interruptAll([...underWay])
     yield* Fiber.interruptAll(waitingToRetry)
-    const report: DrainReport = {
+    const report: DrainReport.DrainReport = {
       finished: finishedInDrain,
       cancelled: cut.map((update) => update.update_id),
       left: left + notBegun
     }
-    yield* Effect.log("Update handlers drained").pipe(Effect.annotateLogs({
-      finished: report.finished,
-      cancelled: report.cancelled.length,
-      left: report.left
-    }))
-    if (report.cancelled.length > 0) {
-      yield* Effect.logWarning("Handlers were cancelled; their updates run again on the next start").pipe(
-        Effect.annotateLogs({ update_ids: report.cancelled })
-      )
-    }
+    yield* DrainReport.log(report)
     return report
   }))
   const dropAll = () => {
     const dropped = lanes.clear()
     for (const update of dropped) {
-      const isFresh = records.get(update.update_id)?.isLeftover !== true
+      changed(-1, isLeftover(update) ? 0 : -1)
       records.delete(update.update_id)
-      changed(-1, isFresh)
     }
     return dropped.length
   }
@@ -414,6 +422,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 
   yield* fork("update worker", guard)
   yield* fork("update turns", beginOffered)
+  yield* fork("update overflow", refill)
   yield* fork("handler watch", HandlerTimeout.watch({ underWay, limit: handlerTimeout }))
   yield* fork(
     "suspect watch",
@@ -443,27 +452,4 @@ interface Running extends HandlerTimeout.Timed {
   readonly lane: Lane<Update>
   /** Interrupted, because the dispatcher closes or the lease is lost. */
   isCut: boolean
-}
-
-/** What is known of an update beside its content. */
-interface Record {
-  attempts: number
-  readonly isLeftover: boolean
-  /** Set until the update is begun, if it may have ended the process. */
-  crashes: number | undefined
-  ended: Deferred.Deferred<void> | undefined
-  wait: ((input: unknown) => Pull.Pull<unknown, never, unknown>) | undefined
-}
-
-const newRecord = (attempts: number): Record => ({
-  attempts,
-  isLeftover: false,
-  crashes: undefined,
-  ended: undefined,
-  wait: undefined
-})
-
-const textOf = (cause: Cause.Cause<unknown>): string => {
-  const error = Cause.squash(cause)
-  return (error instanceof Error ? error.message : String(error)).slice(0, errorMax)
 }

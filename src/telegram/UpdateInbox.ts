@@ -20,6 +20,7 @@ import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
 import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
+import { RecentIds } from "./UpdateInbox/RecentIds.ts"
 
 /** The storage behind the inbox could not be used. Nothing was confirmed, so Telegram still has what is missing. */
 export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
@@ -43,7 +44,7 @@ export interface InboxPage {
   readonly limit: number
 }
 
-/** An update that a previous run has left. */
+/** An update that waits in the inbox: a previous run has left it, or there was no room for it in memory. */
 export interface Leftover {
   readonly updateId: number
   readonly lane: string
@@ -84,6 +85,13 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
   readonly store: (batch: ReadonlyArray<Update>) => Effect.Effect<ReadonlyArray<Update>, InboxError | LeaseLost>
   /** The handler of this update has ended. Takes effect within the commit interval, and never waits for it. */
   readonly finish: (updateId: number) => Effect.Effect<void>
+  /**
+   * These wait for long, so their content need not stay in memory: within the commit interval only the storage has it.
+   * Never waits for it. An inbox in memory has no other place.
+   */
+  readonly letGo: (updateIds: ReadonlyArray<number>) => Effect.Effect<void>
+  /** What is unfinished of these, in the order in which they are asked for. */
+  readonly read: (updateIds: ReadonlyArray<number>) => Effect.Effect<ReadonlyArray<Leftover>, InboxError>
   /** What was stored and not finished, also by a previous process, in order. */
   readonly unfinished: (page: InboxPage) => Effect.Effect<ReadonlyArray<Update>, InboxError>
   /** The offset to ask Telegram for: one past the last update that was stored, 0 when there was none. */
@@ -127,8 +135,6 @@ const commitIntervalDefault = Duration.millis(10)
 const storageRetry = Schedule.max([Schedule.exponential("100 millis", 4), Schedule.recurs(3)])
 /** Finished updates that are removed by one statement. */
 const removalMax = 1_000
-/** How many of the latest ids are remembered to recognise repetitions of a server that does not keep its word. */
-const recentMax = 4_096
 
 const makeMemory = (): UpdateInbox["Service"] => {
   const rows = new Map<number, Update>()
@@ -156,16 +162,15 @@ const makeMemory = (): UpdateInbox["Service"] => {
       for (const update of rows.values()) lanes.set(laneOf(update), (lanes.get(laneOf(update)) ?? 0) + 1)
       return { lanes, hadCrashed: false, suspects: 0 }
     }),
-    leftovers: (page) =>
+    letGo: () => Effect.void,
+    read: (updateIds) =>
       Effect.sync(() =>
-        pageOf(rows, page).map((update) => ({
-          updateId: update.update_id,
-          lane: laneOf(update),
-          update,
-          attempts: 0,
-          crashes: 0
-        }))
+        updateIds.flatMap((id) => {
+          const update = rows.get(id)
+          return update === undefined ? [] : [untried(update)]
+        })
       ),
+    leftovers: (page) => Effect.sync(() => pageOf(rows, page).map(untried)),
     failed: () => Effect.void,
     suspect: () => Effect.void,
     setAside: (letter) =>
@@ -235,7 +240,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         for (const id of ids) finished.delete(id)
         for (const id of live.done(planned)) finished.add(id)
         if (ids.length < removalMax) finishedSince = began
-        if (finished.size === 0 && live.endedSince === undefined) hasFinished.closeUnsafe()
+        if (finished.size === 0 && live.dueSince === undefined) hasFinished.closeUnsafe()
         return result
       }),
       Effect.uninterruptible
@@ -262,15 +267,15 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const commitAll = Effect.suspend(() =>
     write("remove finished updates", Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
   ).pipe(Effect.repeat({ while: () => finished.size > 0 }))
-  const endedSince = () =>
+  const dueSince = () =>
     Math.min(
       finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince,
-      live.endedSince ?? Number.POSITIVE_INFINITY
+      live.dueSince ?? Number.POSITIVE_INFINITY
     )
   // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
-      const wait = endedSince() + commitInterval - clock.currentTimeMillisUnsafe()
+      const wait = dueSince() + commitInterval - clock.currentTimeMillisUnsafe()
       return wait > 0 ? Effect.sleep(wait) : commit
     })),
     Effect.forever
@@ -321,18 +326,38 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     (updates) => updates.filter(({ update_id: id }) => !live.hasEnded(id))
   )
 
+  const report = (rows: ReadonlyArray<Leftover>) =>
+    Effect.forEach(
+      rows.filter(({ update }) => update === undefined),
+      ({ updateId }) =>
+        Effect.logError("A stored update cannot be read; it stays in the inbox and is not handled").pipe(
+          Effect.annotateLogs({ update_id: updateId })
+        ),
+      { discard: true }
+    )
+
   const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
     const rows = yield* attempt("read unfinished updates", table.leftovers(page))
-    for (const row of rows) {
-      if (row.update !== undefined) recent.add([row.update])
-      else {
-        yield* Effect.logError("A stored update cannot be read; it stays in the inbox and is not handled").pipe(
-          Effect.annotateLogs({ update_id: row.updateId })
-        )
-      }
-    }
+    recent.add(rows.flatMap(({ update }) => update ?? []))
+    yield* report(rows)
     const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
     return packed.length === 0 ? rows : [...rows, ...packed.map(untried)].sort(byId).slice(0, page.limit)
+  })
+
+  // What is live now may get a row while the rows are read, and is taken from here for that reason.
+  const read = Effect.fnUntraced(function*(ids: ReadonlyArray<number>) {
+    const found = new Map<number, Leftover>()
+    for (const id of ids) {
+      const update = live.get(id)
+      if (update !== undefined) found.set(id, untried(update))
+    }
+    if (found.size < ids.length) {
+      const missing = ids.filter((id) => !found.has(id))
+      const rows = yield* attempt("read updates that wait", table.read(missing))
+      yield* report(rows)
+      for (const row of rows) found.set(row.updateId, row)
+    }
+    return ids.flatMap((id) => found.get(id) ?? [])
   })
 
   const backlog = Effect.gen(function*() {
@@ -358,6 +383,11 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         }
         hasFinished.openUnsafe()
       }),
+    letGo: (updateIds) =>
+      Effect.sync(() => {
+        if (live.letGo(updateIds, clock.currentTimeMillisUnsafe())) hasFinished.openUnsafe()
+      }),
+    read,
     unfinished: (page) =>
       Effect.map(leftovers(page), (found) => found.flatMap(({ update }) => update === undefined ? [] : [update])),
     leftovers,
@@ -401,28 +431,6 @@ const untried = (update: Update): Leftover => ({
   crashes: 0
 })
 const byId = (a: Leftover, b: Leftover): number => a.updateId - b.updateId
-
-/** The latest ids that were stored, oldest first. */
-class RecentIds {
-  private readonly ids = new Set<number>()
-
-  unknownOf(batch: ReadonlyArray<Update>): ReadonlyArray<Update> {
-    const inBatch = new Set<number>()
-    return batch.filter(({ update_id: id }) => {
-      const isKnown = this.ids.has(id) || inBatch.has(id)
-      inBatch.add(id)
-      return !isKnown
-    })
-  }
-
-  add(updates: ReadonlyArray<Update>): void {
-    for (const { update_id: id } of updates) this.ids.add(id)
-    for (const id of this.ids) {
-      if (this.ids.size <= recentMax) break
-      this.ids.delete(id)
-    }
-  }
-}
 
 const offsetAfter = (batch: ReadonlyArray<Update>, otherwise: number): number =>
   batch.reduce((offset, { update_id: id }) => Math.max(offset, id + 1), batch.length === 0 ? otherwise : 0)

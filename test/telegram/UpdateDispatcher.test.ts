@@ -114,8 +114,22 @@ describe("UpdateDispatcher", () => {
   it.effect("makes the poller wait while its capacity is used up", () =>
     Effect.gen(function*() {
       const { began, dispatcher, end, receive } = yield* setUp({ capacity: 2 })
+      yield* receive(textUpdate(1, 1), textUpdate(2, 2))
+      const third = yield* Effect.forkChild(receive(textUpdate(3, 3)), { startImmediately: true })
+      assert.sameMembers([yield* began, yield* began], [1, 2])
+      yield* settle
+      assert.isUndefined(third.pollUnsafe())
+      assert.strictEqual(yield* dispatcher.unfinished, 2)
+      yield* end(1)
+      yield* Fiber.join(third)
+      assert.strictEqual(yield* began, 3)
+    }))
+
+  it.effect("makes the poller wait for one chat that uses it up, if only memory has its updates", () =>
+    Effect.gen(function*() {
+      const { began, dispatcher, end, receive } = yield* setUp({ capacity: 2 }, UpdateInbox.layerMemory)
       yield* receive(textUpdate(1, 1), textUpdate(2, 1))
-      const third = yield* Effect.forkChild(dispatcher.offer([textUpdate(3, 2)]), { startImmediately: true })
+      const third = yield* Effect.forkChild(receive(textUpdate(3, 2)), { startImmediately: true })
       assert.strictEqual(yield* began, 1)
       yield* settle
       assert.isUndefined(third.pollUnsafe())
@@ -205,7 +219,10 @@ describe("UpdateDispatcher", () => {
 
   it.effect("gives every chat one turn before the hot chat has its next, and ends when it can take no more", () =>
     Effect.gen(function*() {
-      const { began, dispatcher, end, receive } = yield* setUp({ concurrency: 2, capacity: 600 })
+      const { began, dispatcher, end, receive } = yield* setUp(
+        { concurrency: 2, capacity: 600 },
+        UpdateInbox.layerMemory
+      )
       yield* receive(...Array.from({ length: 500 }, (_, index) => textUpdate(index + 1, 1)))
       yield* receive(...Array.from({ length: 50 }, (_, index) => textUpdate(1000 + index, 2 + index)))
       const blocked = yield* Effect.forkChild(

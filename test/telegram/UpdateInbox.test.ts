@@ -71,6 +71,22 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [4])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
+  it.effect("gives a batch of which something was let go rows of its own after 10 ms, though nothing has ended", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const { batches, rows } = yield* tables
+      yield* inbox.store([1, 2, 3].map((id) => textUpdate(id)))
+      yield* inbox.store([4].map((id) => textUpdate(id)))
+      yield* inbox.letGo([2])
+      yield* TestClock.adjust("9 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[1, 2], []])
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[2], [1, 2, 3]])
+      for (const id of [1, 2, 3, 4]) yield* inbox.finish(id)
+      yield* TestClock.adjust("10 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
   it.effect("removes a batch that has ended within 10 ms, or with the next one", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()

@@ -64,6 +64,32 @@ export const suite = <E>(name: string, layer: () => Layer.Layer<UpdateInbox, E>)
         ])
       }).pipe(Effect.provide(layer())))
 
+    it.effect("gives back what was let go, in the order in which it is asked for, and only what is unfinished", () =>
+      Effect.gen(function*() {
+        const inbox = yield* UpdateInbox
+        yield* inbox.store([1, 2, 3, 4].map((id) => textUpdate(id, id)))
+        yield* inbox.letGo([2, 4])
+        const untried = (id: number) => ({
+          updateId: id,
+          lane: `chat:${id}`,
+          update: textUpdate(id, id),
+          attempts: 0,
+          crashes: 0
+        })
+        const read = Effect.gen(function*() {
+          assert.deepStrictEqual(yield* inbox.read([4, 99, 2, 1]), [4, 2, 1].map(untried))
+          assert.deepStrictEqual(yield* inbox.read([]), [])
+        })
+        yield* read
+        yield* TestClock.adjust("10 millis")
+        yield* read
+        yield* inbox.finish(2)
+        yield* TestClock.adjust("10 millis")
+        assert.deepStrictEqual(yield* inbox.read([2, 4]), [untried(4)])
+        assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 3, 4])
+        yield* inbox.letGo([2, 77])
+      }).pipe(Effect.provide(layer())))
+
     it.effect("sets an update aside, lists, takes back and drops it", () =>
       Effect.gen(function*() {
         const inbox = yield* UpdateInbox

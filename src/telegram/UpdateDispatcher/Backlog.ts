@@ -1,7 +1,8 @@
 /**
  * Brings what a previous run has left into the lanes, page by page, while new updates come in. The invariants: the
  * updates of a chat keep their order, so what is new waits behind what is left of its chat, and of no other; at most two
- * pages are in memory, and a third while one update is held back; and an update that ends the process is found without a write for those that do not.
+ * pages are in memory, and a third while one update is held back; a chat of which much is left holds back no other; and an
+ * update that ends the process is found without a write for those that do not.
  *
  * After a run that did not close, only the first update that is left of a chat can have been under way. Those are the
  * suspects. They are begun one after the other, and each is on trial for its first seconds: marked before it begins, and
@@ -18,7 +19,6 @@
 import { Deferred, Duration, Effect, Fiber, Latch, Option, Queue } from "effect"
 import type { Update } from "grammy/types"
 import type { LeaseLost } from "../../lock/LockStore.ts"
-import { laneOf } from "../Lane.ts"
 import type { Backlog, InboxError, Leftover, UpdateInbox } from "../UpdateInbox.ts"
 
 /** An update that may have ended the process, when its turn has come. */
@@ -33,12 +33,16 @@ export interface Suspect {
 export interface Sink {
   /**
    * Has its turn after what was taken before it. `crashes` is undefined unless it may have ended the process, and more
-   * than 0 if its trial is to be alone.
+   * than 0 if its trial is to be alone. Returns whether it is in memory: if not, its chat has its share of that already.
    */
-  readonly take: (update: Update, found: { readonly attempts: number; readonly crashes: number | undefined }) => void
-  /** New, and nothing is left before it. */
-  readonly takeNew: (update: Update) => void
+  readonly take: (update: Update, found: { readonly attempts: number; readonly crashes: number | undefined }) => boolean
+  /** Nothing is left of this lane that was not taken. */
+  readonly reached: (lane: string) => void
+  /** Whether it came in since this run began. */
+  readonly isNew: (lane: string, updateId: number) => boolean
   readonly setAside: (leftover: Leftover, update: Update) => Effect.Effect<void>
+  /** No more may wait outside memory either. */
+  readonly isFull: () => boolean
 }
 
 /** While nothing says which one it is, the next suspect begins this long after the one before. */
@@ -63,16 +67,13 @@ export const make = Effect.fnUntraced(function*(options: {
   const { inbox, pageSize, sink } = options
   /** Updates of each lane that are left in the inbox and were not taken. */
   const left = new Map<string, number>()
-  const parked = new Map<string, Array<Update>>()
   const begunLanes = new Set<string>()
   const room = yield* Latch.make(true)
   let held = 0
 
   const release = (lane: string) => {
     left.delete(lane)
-    const waiting = parked.get(lane)
-    parked.delete(lane)
-    for (const update of waiting ?? []) sink.takeNew(update)
+    sink.reached(lane)
   }
 
   /** One of this lane has been taken or set aside. */
@@ -104,16 +105,14 @@ export const make = Effect.fnUntraced(function*(options: {
   })
 
   const takeRow = (row: Leftover, hadCrashed: boolean, toTryAlone: ReadonlySet<number>) => {
-    // Stored since, and taken already or parked.
-    if (!left.has(row.lane) || parked.get(row.lane)?.some(({ update_id }) => update_id === row.updateId) === true) {
-      return
-    }
+    // Stored since, and taken already or waiting.
+    if (!left.has(row.lane) || sink.isNew(row.lane, row.updateId)) return
     if (row.update !== undefined) {
       const isSuspect = hadCrashed && !begunLanes.has(row.lane)
       begunLanes.add(row.lane)
-      held++
       const marks = toTryAlone.has(row.updateId) ? 1 : 0
-      sink.take(row.update, { attempts: row.attempts, crashes: isSuspect ? marks : undefined })
+      held++
+      if (!sink.take(row.update, { attempts: row.attempts, crashes: isSuspect ? marks : undefined })) held--
     }
     leaveBehind(row.lane)
   }
@@ -132,7 +131,7 @@ export const make = Effect.fnUntraced(function*(options: {
       if (rows.length === 0) break
       for (const row of rows) if (isMeant(row.lane)) take(row)
       after = rows.at(-1)?.updateId
-      if (held >= pageSize) room.closeUnsafe()
+      if (held >= pageSize || sink.isFull()) room.closeUnsafe()
     }
   })
 
@@ -169,28 +168,25 @@ export const make = Effect.fnUntraced(function*(options: {
         for (const lane of left.keys()) release(lane)
       }),
 
-    /** Whether a new update has to wait for what is left of its chat. If so it is kept here until then. */
-    park: (update: Update): boolean => {
-      if (left.size === 0) return false
-      const lane = laneOf(update)
-      if (!left.has(lane)) return false
-      const waiting = parked.get(lane)
-      if (waiting === undefined) parked.set(lane, [update])
-      else waiting.push(update)
-      return true
+    /** Whether a new update of this lane has to wait for what is left of it. */
+    hasLeft: (lane: string): boolean => left.size > 0 && left.has(lane),
+
+    /** How many of those that were taken are in memory. */
+    held: (): number => held,
+
+    /** One that was taken, and had no room then, is in memory now. */
+    enter: () => {
+      held++
     },
 
     /** One that was taken has left memory. */
     leave: () => {
-      if (--held < pageSize) room.openUnsafe()
+      if (--held < pageSize && !sink.isFull()) room.openUnsafe()
     },
 
-    /** Forgets what waits here. It is in the inbox. */
-    clear: (): number => {
-      const count = [...parked.values()].reduce((sum, waiting) => sum + waiting.length, 0)
-      parked.clear()
+    /** Takes no more. What is left is in the inbox. */
+    clear: () => {
       left.clear()
-      return count
     }
   }
 })

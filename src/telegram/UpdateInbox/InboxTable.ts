@@ -151,14 +151,14 @@ export const make = ({ botId, fencingToken, sql }: {
       Effect.map(
         sql<InboxRow>`SELECT update_id, lane, payload, attempts, crashes FROM update_inbox
           WHERE bot_id = ${botId} AND update_id > ${after ?? -1} ORDER BY update_id LIMIT ${limit}`,
-        (rows) =>
-          rows.map((row) => ({
-            updateId: Number(row.update_id),
-            lane: row.lane,
-            update: decode<Update>(row.payload),
-            attempts: row.attempts,
-            crashes: row.crashes
-          }))
+        (rows) => rows.map(leftoverOf)
+      ),
+
+    read: (updateIds: ReadonlyArray<number>): Effect.Effect<ReadonlyArray<Leftover>, SqlError.SqlError> =>
+      Effect.map(
+        sql<InboxRow>`SELECT update_id, lane, payload, attempts, crashes FROM update_inbox
+          WHERE bot_id = ${botId} AND update_id IN ${idsOf(updateIds)}`,
+        (rows) => rows.map(leftoverOf)
       ),
 
     countAttempt: (updateId: number) =>
@@ -222,6 +222,14 @@ interface InboxRow {
   readonly attempts: number
   readonly crashes: number
 }
+
+const leftoverOf = (row: InboxRow): Leftover => ({
+  updateId: Number(row.update_id),
+  lane: row.lane,
+  update: decode<Update>(row.payload),
+  attempts: row.attempts,
+  crashes: row.crashes
+})
 
 interface BatchRow {
   readonly batch_id: number | string

@@ -12,21 +12,21 @@ export interface Batch {
   readonly updates: ReadonlyArray<Update>
   /** How many have not ended. */
   left: number
-  /** When the first one ended. */
-  endedSince: number | undefined
+  /** When the first one ended, or turned out to take long. */
+  dueSince: number | undefined
 }
 
 /** What a transaction does with the batches. */
 export interface Plan {
   /** All of their updates have ended. */
   readonly ended: ReadonlyArray<Batch>
-  /** Some of their updates have ended, and the rest takes long: those get rows of their own. */
+  /** Some of their updates take long, whether others have ended or not: those get rows of their own. */
   readonly split: ReadonlyArray<{ readonly batch: Batch; readonly rest: ReadonlyArray<Update> }>
 }
 
 export class LiveBatches {
   private readonly batchOf = new Map<number, Batch>()
-  /** Those of which something has ended. */
+  /** Those of which something has ended or takes long. */
   private readonly touched = new Set<Batch>()
   private lastId = 0
 
@@ -44,6 +44,10 @@ export class LiveBatches {
     return this.batchOf.has(updateId)
   }
 
+  get(updateId: number): Update | undefined {
+    return this.batchOf.get(updateId)?.updates.find(({ update_id: id }) => id === updateId)
+  }
+
   /** Has ended, and the storage does not know of it. */
   hasEnded(updateId: number): boolean {
     if (this.batchOf.has(updateId)) return false
@@ -53,7 +57,7 @@ export class LiveBatches {
 
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
-    const batch: Batch = { id, storedAt, updates, left: updates.length, endedSince: undefined }
+    const batch: Batch = { id, storedAt, updates, left: updates.length, dueSince: undefined }
     for (const update of updates) this.batchOf.set(update.update_id, batch)
   }
 
@@ -63,30 +67,45 @@ export class LiveBatches {
     if (batch === undefined) return false
     this.batchOf.delete(updateId)
     batch.left--
-    if (batch.endedSince === undefined) {
-      batch.endedSince = now
-      this.touched.add(batch)
-    }
+    this.touch(batch, now)
     return true
   }
 
-  /** When the first update ended that the storage does not know of. */
-  get endedSince(): number | undefined {
+  /** These take long: what holds them is to be split. Returns whether any is in a batch. */
+  letGo(updateIds: ReadonlyArray<number>, now: number): boolean {
+    let isAny = false
+    for (const id of updateIds) {
+      const batch = this.batchOf.get(id)
+      if (batch === undefined) continue
+      isAny = true
+      this.touch(batch, now)
+    }
+    return isAny
+  }
+
+  private touch(batch: Batch, now: number): void {
+    if (batch.dueSince !== undefined) return
+    batch.dueSince = now
+    this.touched.add(batch)
+  }
+
+  /** When the storage began to be behind: an update ended that it does not know of, or is to have a row of its own. */
+  get dueSince(): number | undefined {
     let since: number | undefined
     for (const batch of this.touched) {
-      if (since === undefined || (batch.endedSince ?? since) < since) since = batch.endedSince
+      if (since === undefined || (batch.dueSince ?? since) < since) since = batch.dueSince
     }
     return since
   }
 
-  /** What to do about the updates that ended before `limit`, and about the batch of `updateId`, which needs its own row. */
+  /** What to do about the updates that ended or were let go before `limit`, and about the batch of `updateId`, which needs its own row. */
   plan(limit: number, updateId?: number): Plan {
     const needed = updateId === undefined ? undefined : this.batchOf.get(updateId)
     const ended: Array<Batch> = []
     const due = needed === undefined ? [] : [needed]
     for (const batch of this.touched) {
       if (batch.left === 0) ended.push(batch)
-      else if (batch !== needed && (batch.endedSince ?? limit) <= limit) due.push(batch)
+      else if (batch !== needed && (batch.dueSince ?? limit) <= limit) due.push(batch)
     }
     return { ended, split: due.map((batch) => ({ batch, rest: this.restOf(batch) })) }
   }
