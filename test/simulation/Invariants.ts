@@ -16,6 +16,7 @@
  * S9  after an end nothing is left: no fiber, no timer, no open call
  * S10 no line holds the token
  * L1  after faults there is one poller again   L2  and the backlog is handled   L3  a stop ends in time
+ * L4  nothing runs for ever while no time passes
  */
 import { Duration, Effect } from "effect"
 import { rhythmOf } from "../../src/lock/InstanceLock.ts"

@@ -160,6 +160,7 @@ class Simulation {
       now: () => this.world.now
     })
     this.invariants = new Invariants(this.world, this.store, () => this.whyNoConflict())
+    this.world.onLivelock = () => this.invariants.fail("L4", "something runs for ever while no time passes")
     this.store.onAsked = () => this.invariants.asked()
     this.places = Array.from({ length: instances }, (): Place => ({ instances: [] }))
   }

@@ -37,6 +37,8 @@ export class World {
   steps = 0
   /** Told of each event before it happens, by its number. */
   onEvent: ((event: number) => void) | undefined
+  /** Told when something runs for ever while no time passes. */
+  onLivelock: (() => void) | undefined
   private readonly heap: Array<Event> = []
   private order = 0
   private readonly ready: Array<{ readonly gate: Gate; readonly task: () => void }> = []
@@ -142,7 +144,10 @@ export class World {
       if (chosen === undefined || last === undefined) return
       if (index < ready.length) ready[index] = last
       this.steps++
-      if (++this.stepsAtOnce > livelockSteps) throw new Error("the world does not come to rest")
+      if (++this.stepsAtOnce > livelockSteps) {
+        this.onLivelock?.()
+        return this.stop()
+      }
       chosen.gate.deliver(chosen.task)
     }
   }
