@@ -4,6 +4,7 @@
  * turns, and a counter that forgets each time never ends the fight.
  */
 import { Clock, Duration, Effect, Pull, Schedule } from "effect"
+import * as Elapsed from "../operations/Elapsed.ts"
 import { conflictBackoff, type ConflictBudget as Budget, retriesOf } from "./Backoff.ts"
 import type { BotApiError } from "./BotApiError.ts"
 
@@ -40,7 +41,7 @@ export const make = Effect.fnUntraced(function*(budget: Budget) {
     hasAnswer = false
   }
   const refillAfterHealth = Effect.gen(function*() {
-    const now = yield* Clock.currentTimeMillis
+    const now = yield* Elapsed.millis
     const isHealthy = hasAnswer && healthySince !== undefined && now - healthySince >= Duration.toMillis(healthyFor)
     if (spent === 0 || !isHealthy) return false
     step = yield* Schedule.toStep(schedule)
@@ -52,7 +53,7 @@ export const make = Effect.fnUntraced(function*(budget: Budget) {
     attempt: () => spent + 1,
     spent: () => spent,
     shown: () => retries === undefined ? `${spent + 1}` : `${spent + 1}/${retries + 1}`,
-    began: Effect.map(Clock.currentTimeMillis, (now) => {
+    began: Effect.map(Elapsed.millis, (now) => {
       healthySince ??= now
     }),
     answered: Effect.suspend(() => {

@@ -17,6 +17,7 @@ import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Latch, 
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
+import * as Elapsed from "../operations/Elapsed.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import type { HandlerFailed } from "./BotSession.ts"
@@ -191,7 +192,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     const running: Running = {
       lane,
       update,
-      since: clock.currentTimeMillisUnsafe(),
+      since: Elapsed.millisUnsafe(clock),
       fiber: undefined,
       isOverdue: false,
       isCut: false

@@ -13,6 +13,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
+import * as Elapsed from "../operations/Elapsed.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
@@ -148,7 +149,7 @@ const makeMemory = (): UpdateInbox["Service"] => {
     isDurable: false,
     store: (batch) =>
       Effect.sync(() => {
-        const fresh = recent.unknownOf(batch)
+        const fresh = recent.unknownOf(batch).filter(({ update_id: id }) => !rows.has(id))
         for (const update of fresh) rows.set(update.update_id, update)
         recent.add(fresh)
         offset = offsetAfter(batch, offset)
@@ -198,6 +199,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const { me } = yield* BotSession
   const { fork } = yield* Supervisor
   const clock = yield* Clock.Clock
+  const now = () => Elapsed.millisUnsafe(clock)
   const table = InboxTable.make({ sql, botId: me.id, fencingToken: lock.fencingToken })
   const commitInterval = Duration.toMillis(Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault))
   const recent = new RecentIds()
@@ -225,7 +227,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     attempt(
       operation,
       sql.withTransaction(Effect.suspend(() => {
-        const began = clock.currentTimeMillisUnsafe()
+        const began = now()
         const planned = plan === undefined ? live.plan(began - commitInterval) : plan()
         const ids = finished.size === 0 ? none : [...finished].slice(0, removalMax)
         return table.fence(offset).pipe(
@@ -261,7 +263,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
 
   /** Writes about one update, which has a row of its own then. */
   const writeRow = <A, E>(operation: string, updateId: number, run: Effect.Effect<A, E>) =>
-    write(operation, run, { plan: () => live.plan(clock.currentTimeMillisUnsafe() - commitInterval, updateId) })
+    write(operation, run, { plan: () => live.plan(now() - commitInterval, updateId) })
 
   const commit = write("remove finished updates", Effect.void)
   const commitAll = Effect.suspend(() =>
@@ -275,7 +277,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
-      const wait = dueSince() + commitInterval - clock.currentTimeMillisUnsafe()
+      const wait = dueSince() + commitInterval - now()
       return wait > 0 ? Effect.sleep(wait) : commit
     })),
     Effect.forever
@@ -376,16 +378,16 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     store: (batch) => batch.length === 0 ? Effect.succeed([]) : store(batch),
     finish: (updateId) =>
       Effect.sync(() => {
-        const now = clock.currentTimeMillisUnsafe()
-        if (!live.end(updateId, now)) {
-          if (finished.size === 0) finishedSince = now
+        const endedAt = now()
+        if (!live.end(updateId, endedAt)) {
+          if (finished.size === 0) finishedSince = endedAt
           finished.add(updateId)
         }
         hasFinished.openUnsafe()
       }),
     letGo: (updateIds) =>
       Effect.sync(() => {
-        if (live.letGo(updateIds, clock.currentTimeMillisUnsafe())) hasFinished.openUnsafe()
+        if (live.letGo(updateIds, now())) hasFinished.openUnsafe()
       }),
     read,
     unfinished: (page) =>

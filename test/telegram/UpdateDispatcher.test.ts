@@ -195,6 +195,52 @@ describe("UpdateDispatcher", () => {
       assert.deepStrictEqual(yield* inbox.unfinished(all), [])
     }))
 
+  it.effect("waits out an outage of Telegram without spending attempts, and not for ever", () =>
+    Effect.gen(function*() {
+      let isDown = true
+      const times: Array<number> = []
+      const { inbox, receive } = yield* setUpWith((update) =>
+        Effect.gen(function*() {
+          times.push((yield* Clock.currentTimeMillis) / 1000)
+          if (update.update_id === 2 || isDown) {
+            return yield* new HandlerFailed({ updateId: update.update_id, cause: new Error("reset"), isPassing: true })
+          }
+        }), { handlerAttempts: 2 })
+      yield* receive(textUpdate(1))
+      for (const wait of [1, 2, 4, 8, 16, 32]) yield* TestClock.adjust(wait * 1000)
+      isDown = false
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(times, [0, 1, 3, 7, 15, 31, 63, 123])
+      assert.deepStrictEqual(yield* inbox.deadLetters(all), [])
+      assert.deepStrictEqual(yield* inbox.unfinished(all), [])
+      yield* receive(textUpdate(2))
+      for (let minute = 0; minute < 20; minute++) yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual((yield* inbox.deadLetters(all)).map(({ attempts }) => attempts), [2])
+      assert.strictEqual(times.length, 8 + 12 + 2)
+    }))
+
+  it.effect("ends no handler because the clock on the wall was set forward", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      let ahead = 0
+      const moved: Clock.Clock = {
+        ...clock,
+        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + ahead,
+        currentTimeMillis: Effect.sync(() => clock.currentTimeMillisUnsafe() + ahead)
+      }
+      const { began, end, log, receive } = yield* Effect.provideService(setUp(), Clock.Clock, moved)
+      yield* TestClock.adjust("30 seconds")
+      yield* receive(textUpdate(1))
+      yield* began
+      ahead = 3_600_000
+      yield* TestClock.adjust("59 seconds")
+      yield* settle
+      assert.deepStrictEqual(log, ["+1"])
+      yield* end(1)
+      yield* settle
+      assert.deepStrictEqual(log, ["+1", "-1"])
+    }))
+
   it.effect("does not hold a place of another chat while it waits for the next attempt", () =>
     Effect.gen(function*() {
       const { began, end, fail, receive } = yield* setUp({ concurrency: 1 })

@@ -3,6 +3,7 @@
  */
 import { Clock, Context, type Metric } from "effect"
 import type { Update } from "grammy/types"
+import * as Elapsed from "../../operations/Elapsed.ts"
 import * as Metrics from "../../operations/Metrics.ts"
 import { kindOf } from "../Lane.ts"
 
@@ -32,7 +33,7 @@ export class HandlerMetrics {
   }
 
   ended(update: Update, since: number, outcome: Outcome): void {
-    const seconds = (this.clock.currentTimeMillisUnsafe() - since) / 1000
+    const seconds = (Elapsed.millisUnsafe(this.clock) - since) / 1000
     this.of(kindOf(update)).took[outcome].updateUnsafe(seconds, this.context)
   }
 

@@ -2,8 +2,9 @@
  * Cancels handlers that run too long. One watch for all of them, instead of a race for each update: handlers are kept in
  * the order in which they began, so the first is the one whose time ends first.
  */
-import { Clock, Duration, Effect, type Fiber, Schema } from "effect"
+import { Duration, Effect, type Fiber, Schema } from "effect"
 import type { Update } from "grammy/types"
+import * as Elapsed from "../../operations/Elapsed.ts"
 import { kindOf } from "../Lane.ts"
 
 /** A handler ran longer than it may, and was cancelled with its API calls. */
@@ -19,7 +20,7 @@ export class HandlerTimedOut extends Schema.TaggedError<HandlerTimedOut>()("Hand
 /** A handler that is under way. */
 export interface Timed {
   readonly update: Update
-  /** When it began, in milliseconds. */
+  /** When it began, in `Elapsed.millis`. */
   readonly since: number
   fiber: Fiber.Fiber<void, unknown> | undefined
   isOverdue: boolean
@@ -36,7 +37,7 @@ export const watch = (options: {
   Effect.gen(function*() {
     const limit = Duration.toMillis(options.limit)
     while (true) {
-      const now = yield* Clock.currentTimeMillis
+      const now = yield* Elapsed.millis
       let next = now + limit
       const overdue: Array<Timed> = []
       for (const running of options.underWay) {
@@ -55,6 +56,6 @@ export const watch = (options: {
         )
         running.fiber?.interruptUnsafe()
       }
-      yield* Effect.sleep(Math.max(0, next - (yield* Clock.currentTimeMillis)))
+      yield* Effect.sleep(Math.max(0, next - (yield* Elapsed.millis)))
     }
   })

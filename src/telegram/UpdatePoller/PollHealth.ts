@@ -4,6 +4,7 @@
  * handlers are behind is only late, and says so.
  */
 import { Clock, Duration, Effect, Metric } from "effect"
+import * as Elapsed from "../../operations/Elapsed.ts"
 import { Health } from "../../operations/Health.ts"
 import * as Metrics from "../../operations/Metrics.ts"
 
@@ -15,7 +16,7 @@ const watchPeriod = Duration.seconds(5)
 export const make = Effect.fnUntraced(function*(options: { readonly answerLimit: Duration.Duration }) {
   const health = yield* Health
   const failAfter = Duration.times(options.answerLimit, 2)
-  let quietSince = yield* Clock.currentTimeMillis
+  let quietSince = yield* Elapsed.millis
   let lastPoll: number | undefined
   let lastReport = Number.NEGATIVE_INFINITY
   let trouble: string | undefined
@@ -23,7 +24,7 @@ export const make = Effect.fnUntraced(function*(options: { readonly answerLimit:
   let isHanding = false
 
   const report = Effect.gen(function*() {
-    const now = yield* Clock.currentTimeMillis
+    const now = yield* Elapsed.millis
     lastReport = now
     const age = Duration.millis(now - quietSince)
     const observed = { observedValue: Math.round(Duration.toSeconds(age)), observedUnit: "s" }
@@ -44,7 +45,7 @@ export const make = Effect.fnUntraced(function*(options: { readonly answerLimit:
       yield* health.report(lastPollKey, { ...observed, status: "pass" })
     }
   })
-  const isDue = Effect.map(Clock.currentTimeMillis, (now) => now - lastReport >= Duration.toMillis(watchPeriod))
+  const isDue = Effect.map(Elapsed.millis, (now) => now - lastReport >= Duration.toMillis(watchPeriod))
 
   yield* health.report(conflictsKey, { status: "pass", observedValue: 0 })
   yield* report
@@ -55,7 +56,7 @@ export const make = Effect.fnUntraced(function*(options: { readonly answerLimit:
       const now = yield* Clock.currentTimeMillis
       const isNews = lastPoll === undefined || trouble !== undefined
       lastPoll = now
-      quietSince = now
+      quietSince = yield* Elapsed.millis
       trouble = undefined
       yield* Metric.update(Metrics.pollLastSuccess, now / 1000)
       if (isNews || (yield* isDue)) yield* report
@@ -87,7 +88,7 @@ export const make = Effect.fnUntraced(function*(options: { readonly answerLimit:
         isHanding = true
         return Effect.ensuring(
           effect,
-          Effect.map(Clock.currentTimeMillis, (now) => {
+          Effect.map(Elapsed.millis, (now) => {
             isHanding = false
             quietSince = now
           })
