@@ -100,11 +100,13 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
   const { name } = options
   const leaseEnd = sql`clock_timestamp() + make_interval(secs => ${Duration.toMillis(ttl) / 1000}::float8)`
 
-  // In the transaction, because a pooler hands settings of a session on to strangers. A grant must be on disk when it
-  // is told: a server that answers earlier could forget it in a crash.
+  // In the transaction, because a pooler hands settings of a session on to strangers. Whoever is cut off in the middle
+  // must not keep the row from everybody until TCP gives up. A grant must be on disk when it is told: a server that
+  // answers earlier could forget it in a crash.
   const limits = sql`SELECT
     set_config('statement_timeout', ${String(Math.ceil(Duration.toMillis(callTimeout)))}::text, true),
     set_config('lock_timeout', ${String(Math.ceil(Duration.toMillis(callTimeout) / 2))}::text, true),
+    set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(Duration.toMillis(callTimeout)))}::text, true),
     set_config('synchronous_commit',
       CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,
       true)`
@@ -315,10 +317,14 @@ const listen = Effect.fnUntraced(function*(
 /** A connection that used to bring notifications brings none any more. */
 class Deaf extends Data.TaggedError("Deaf") {}
 
+/** Milliseconds for which a writer that was cut off may keep the lock from a takeover. */
+const fencedIdleLimit = "5000"
+
 /**
  * Runs `write` in a transaction that begins by checking that the grant is still the newest and keeps it so until the
  * end: a takeover waits for the commit. Fails with `LeaseLost`, and writes nothing, when it is not. Keep it well below
- * two seconds: it also keeps the holder's own renewal waiting. The writes must go to the same database.
+ * two seconds: it also keeps the holder's own renewal waiting, and Postgres ends a session that is silent in it for 5
+ * seconds. The writes must go to the same database.
  */
 export const fenced =
   (options: Pick<Options, "name">) =>
@@ -330,6 +336,7 @@ export const fenced =
   > =>
     Effect.flatMap(SqlClient.SqlClient, (sql) =>
       sql.withTransaction(Effect.gen(function*() {
+        yield* sql`SELECT set_config('idle_in_transaction_session_timeout', ${fencedIdleLimit}::text, true)`
         const held = yield* sql`SELECT 1 FROM instance_lock
           WHERE name = ${options.name} AND owner = ${holder.owner} AND epoch = ${
           String(fencingToken)

@@ -358,6 +358,34 @@ Server.describeWithServer("PostgresLock under faults", () => {
     })
   )
 
+  it.live(
+    "lets a holder that was cut off in the middle of a call not keep the row from the others",
+    () =>
+      Effect.gen(function*() {
+        const proxy = yield* FaultProxy.make(server)
+        const name = freshName()
+        const holding = yield* inTheEnd(
+          open({ url: through(proxy), name, ttl: contractTtl, callTimeout: Duration.seconds(4) })
+        )
+        const other = yield* open({ url: server.url, name, ttl: contractTtl })
+        const grant = yield* holding.acquire(holder("first"))
+        const sql = yield* SqlClient.SqlClient
+        const isWaiting = sql`SELECT 1 FROM pg_stat_activity
+        WHERE application_name = 'soloist-lock' AND wait_event_type = 'Lock'`
+        // Its answer is the one that is lost: the renewal is done then, and its transaction open.
+        yield* sql.withTransaction(Effect.gen(function*() {
+          yield* sql`SELECT 1 FROM instance_lock WHERE name = ${name} FOR UPDATE`
+          yield* Effect.forkChild(holding.renew(grant), { startImmediately: true })
+          yield* Effect.repeat(isWaiting, { until: (rows) => rows.length > 0 })
+          yield* proxy.halfOpen
+        }))
+        const quick = yield* open({ url: server.url, name, ttl: contractTtl })
+        yield* inTheEnd(quick.renew(grant))
+        yield* other.release(grant)
+      }).pipe(Effect.provide(Layer.unwrap(Effect.sync(() => client(server.url))))),
+    60_000
+  )
+
   it.live("remembers lease and token across a crash of the server", () =>
     Effect.gen(function*() {
       const server = yield* Server.start()
