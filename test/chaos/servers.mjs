@@ -243,6 +243,8 @@ export const startPostgres = async () => {
     ask,
     /** Deletes the row of the lock, which nobody should ever do. */
     flush: () => ask("DELETE FROM instance_lock"),
+    /** The same, and what remembers that there was one. */
+    empty: () => ask("TRUNCATE instance_lock, instance_lock_fence"),
     /** Ends every session of the service. Returns how many there were. */
     terminate: async () =>
       (await ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'soloist%'"))

@@ -33,6 +33,13 @@ const onLinks = (way, whose, pause) => async (world, leader) => {
   for (const link of links) link.pass()
 }
 
+/** Ends when the holder has found out, which is when it would renew, or somebody else has stored what it polled. */
+const forget = (how) => async (world, leader, wrong) => {
+  await how(world.store)
+  const hasFoundOut = () => leader.exitedAt !== undefined || world.has(leader, "Instance lock lost")
+  await until("the holder to find out", 8, hasFoundOut).catch((error) => wrong(error.message))
+}
+
 const scenarios = [
   {
     name: "pause",
@@ -68,7 +75,13 @@ const scenarios = [
     name: "flush",
     about: "everything in the store forgotten",
     names: { postgres: "row of the lock deleted" },
-    run: ({ store }) => store.flush()
+    run: forget(({ flush }) => flush())
+  },
+  {
+    name: "empty",
+    about: "both tables of the lock emptied",
+    only: "postgres",
+    run: forget(({ empty }) => empty())
   },
   {
     name: "terminate",
