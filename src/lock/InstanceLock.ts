@@ -45,7 +45,7 @@ import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import * as Conflict from "./InstanceLock/Conflict.ts"
 import { healthKey, standby } from "./InstanceLock/Standby.ts"
-import { type Grant, type Holder, LeaseLost, type LockHeld, LockStore, type LockStoreError } from "./LockStore.ts"
+import { type Grant, type Holder, LeaseLost, type LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
 import { ProcessIdentity } from "./ProcessIdentity.ts"
 
 export interface InstanceLockOptions {
@@ -144,6 +144,18 @@ const unwindLimit = Duration.seconds(1)
 /** How long the release of a held lock may be tried, and one that was lost already: its lease may end sooner. */
 const releaseLimit = Duration.seconds(5)
 const releaseLimitWhenLost = Duration.seconds(2)
+const unanswered = (resource: string) =>
+  new LockStoreError({
+    resource,
+    operation: "release",
+    reason: `no answer within ${Duration.format(releaseTryLimit)}`,
+    advice: "The lock is free when its lease has expired.",
+    isRetryable: true,
+    cause: undefined
+  })
+
+/** Three of them and their pauses fit into the limit above. */
+const releaseTryLimit = Duration.millis(1_400)
 /** Three tries. A release that is given up keeps everybody out for the rest of the lease. */
 const releaseRetries = Schedule.max([Schedule.spaced("250 millis"), Schedule.recurs(2)])
 
@@ -193,7 +205,12 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
         schedule: releaseRetries,
         while: (error: LockStoreError) => lost === undefined && error.isRetryable
       }
-      return Effect.forkDetach(store.release(grant).pipe(Effect.retry(retries)), { startImmediately: true }).pipe(
+      const orElse = () => Effect.fail(unanswered(grant.holder.bot ?? "the instance lock"))
+      const tries = store.release(grant).pipe(
+        Effect.timeoutOrElse({ duration: releaseTryLimit, orElse }),
+        Effect.retry(retries)
+      )
+      return Effect.forkDetach(tries, { startImmediately: true }).pipe(
         Effect.flatMap(Fiber.join),
         Effect.andThen(
           Effect.logInfo(lost === undefined ? "Instance lock released" : "Instance lock released, if it was still held")

@@ -4,8 +4,11 @@
  */
 import { Clock, Effect } from "effect"
 
-/** Milliseconds since some moment; only differences mean something. */
-export const millisUnsafe = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+/**
+ * Whole milliseconds since some moment; only differences mean something. Whole ones, because timers are: with fractions
+ * a wait may end a little before what it was for.
+ */
+export const millisUnsafe = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe() / 1_000_000n)
 
 /** The same as an effect. */
 export const millis: Effect.Effect<number> = Effect.map(Clock.Clock, millisUnsafe)

@@ -3,9 +3,10 @@
  * loaded only where it is used. The invariant: no message holds the address, since it holds the password.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { Effect, Layer, type Redacted, Runtime, Schema } from "effect"
+import { Duration, Effect, Layer, Redacted, Runtime, Schema } from "effect"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as ExitCode from "../operations/ExitCode.ts"
+import { streamTo } from "./PostgresSocket.ts"
 import { layerMigrated } from "./Storage.ts"
 
 /** The database that `DATABASE_URL` names cannot be used. Nothing has been changed. */
@@ -31,7 +32,8 @@ export const layer = (options: {
       prepare: false,
       connectTimeout: "5 seconds",
       keepAlive: "10 seconds",
-      maxConnections: 8
+      maxConnections: 8,
+      ...(URL.canParse(Redacted.value(options.url)) ? streamTo(options.url, { silence }) : {})
     })),
     // The driver's own message may quote the address.
     Layer.catch((error) =>
@@ -47,6 +49,12 @@ export const layer = (options: {
       )
     )
   )
+
+/**
+ * A write whose link went dead fails after this long, and is tried again on another connection. Without it the holder
+ * would keep its lease, through connections of the lock, and handle nothing.
+ */
+const silence = Duration.seconds(10)
 
 const words: Readonly<Record<string, string>> = {
   ConnectionError: "the connection failed",

@@ -7,7 +7,7 @@
  * ("smaller than the offset") would be simpler and wrong: after a week of silence Telegram may begin a new, smaller
  * sequence of ids. An honest server never repeats what a later offset has confirmed.
  */
-import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema } from "effect"
+import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema, Semaphore } from "effect"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
@@ -212,6 +212,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   let hasRows = true
   let isSuspected = false
   const hasFinished = yield* Latch.make(false)
+  const turns = yield* Semaphore.make(1)
 
   const attempt = <A, E>(operation: string, run: Effect.Effect<A, E>) =>
     run.pipe(
@@ -245,6 +246,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         if (finished.size === 0 && live.dueSince === undefined) hasFinished.closeUnsafe()
         return result
       }),
+      // A plan is made of what the storage has. Postgres would run two of them at once, and both would move the same rows.
+      turns.withPermit,
       Effect.uninterruptible
     )
 

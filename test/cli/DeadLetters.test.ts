@@ -42,13 +42,13 @@ const settings = (telegram: ServiceProcess, env: Readonly<Record<string, string>
   ...env
 })
 
-/** A user writes in each chat, and no answer gets through. Returns the ids of the updates, which are set aside. */
+/** A user writes in each chat, and Telegram refuses every answer. Returns the ids of the updates, which are set aside. */
 const fail = Effect.fnUntraced(function*(
   telegram: ServiceProcess,
   service: ServiceProcess,
   chats: ReadonlyArray<number>
 ) {
-  yield* json(`${telegram.url}/sandbox/faults`, { body: { method: "sendMessage", kind: "reset", times: 99 } })
+  yield* json(`${telegram.url}/sandbox/faults`, { body: { method: "sendMessage", kind: "unauthorized", times: 99 } })
   for (const chat_id of chats) {
     yield* json(`${telegram.url}/sandbox/messages`, { body: { text: "/start", chat_id, bot } })
   }

@@ -7,8 +7,8 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { Context, type Duration, Effect, Layer, Redacted } from "effect"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-// Effect has no socket that a driver for Node would take.
-import { connect, type Socket } from "node:net"
+import type { Socket } from "node:net"
+import { streamTo } from "../../storage/PostgresSocket.ts"
 
 export interface ConnectionOptions {
   /** `postgres://user:password@host:port/database`; `isReadable` must have said yes. */
@@ -48,26 +48,6 @@ export const layer = (
       connectTimeout: options.callTimeout,
       // Connections on which a call was given up are busy for a few more seconds.
       maxConnections: 8,
-      ...streamTo(options.url, sockets)
+      ...streamTo(options.url, { sockets })
     })))
   }))
-
-const streamTo = (url: Redacted.Redacted, sockets: Set<Socket>) => {
-  const { hostname, port, searchParams } = new URL(Redacted.value(url))
-  // A Unix socket is named by the parameter; it cannot be half-open.
-  if (hostname === "" || searchParams.has("host")) return {}
-  const stream = () => {
-    const socket = connect({
-      host: hostname.replace(/^\[|\]$/g, ""),
-      port: port === "" ? 5432 : Number(port),
-      noDelay: true,
-      // A listener that hears nothing for hours must notice that its peer is gone.
-      keepAlive: true,
-      keepAliveInitialDelay: 10_000
-    })
-    sockets.add(socket)
-    socket.once("close", () => sockets.delete(socket))
-    return socket
-  }
-  return { stream }
-}

@@ -25,6 +25,14 @@ export const make = ({ botId, fencingToken, sql }: {
       ? sql`(SELECT value::bigint FROM json_array_elements_text(${JSON.stringify(ids)}::json))`
       : sql`(SELECT value FROM json_each(${JSON.stringify(ids)}))`
 
+  // A writer whose link went dead in the middle would keep the fence row locked, and the next holder waiting, for as long
+  // as the server believes in its connection: hours.
+  const limits: Effect.Effect<void, SqlError.SqlError> = isPostgres
+    ? Effect.asVoid(
+      sql`SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '8000', true)`
+    )
+    : Effect.void
+
   const superseded = () =>
     new LeaseLost({
       resource: "update inbox",
@@ -55,13 +63,16 @@ export const make = ({ botId, fencingToken, sql }: {
   return {
     /** Refuses a former holder. Without `offset` it only asks. */
     fence: (offset: number | undefined): Effect.Effect<void, SqlError.SqlError | LeaseLost> =>
-      sql`INSERT INTO update_offset (bot_id, next_offset, fencing_token)
+      Effect.andThen(
+        limits,
+        sql`INSERT INTO update_offset (bot_id, next_offset, fencing_token)
         VALUES (${botId}, ${offset ?? 0}, ${fencingToken})
         ON CONFLICT (bot_id) DO UPDATE SET
           next_offset = ${offset === undefined ? sql.literal("update_offset.next_offset") : sql`excluded.next_offset`},
           fencing_token = excluded.fencing_token
         WHERE update_offset.fencing_token <= excluded.fencing_token
-        RETURNING bot_id`.pipe(Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)),
+        RETURNING bot_id`
+      ).pipe(Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)),
 
     /** Opens a run. Returns whether the last one was left open. */
     open: Effect.flatMap(
