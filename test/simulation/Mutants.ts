@@ -38,8 +38,8 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     id: "never releases the lock",
     file: "lock/InstanceLock.js",
-    find: "Effect.forkDetach(store.release(grant)",
-    replace: "Effect.forkDetach(Effect.void"
+    find: "const tries = store.release(grant)",
+    replace: "const tries = Effect.void"
   },
   {
     id: "releases the lock of somebody else",
