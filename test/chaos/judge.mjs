@@ -183,7 +183,9 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
         process?.exitedAt,
         lossOf(process),
         said(process, "Handlers were cancelled"),
-        ...(process?.pauses.map(({ from }) => from) ?? [])
+        // A request that was sent just before the pause may arrive in it.
+        ...(process?.pauses.map(({ from, to }) => from <= first.at && first.at <= (to ?? never) ? first.at : from) ??
+          [])
       ].filter((end) => end !== undefined && end >= first.at)
       const taken = Math.min(...ends, never)
       const next = calls[index + 1]
