@@ -53,7 +53,10 @@ export interface Leftover {
   readonly update: Update | undefined
   /** How often its handler has failed. */
   readonly attempts: number
-  /** How often it was begun again after a run that had crashed. */
+  /**
+   * How often it was marked after a run that had crashed: once before it began again, and once more when the process had
+   * lived on with it. An odd number says that the process ended during its trial.
+   */
   readonly crashes: number
 }
 
@@ -63,7 +66,7 @@ export interface Backlog {
   readonly lanes: ReadonlyMap<string, number>
   /** The last run has not closed: one of these updates may have ended its process. */
   readonly hadCrashed: boolean
-  /** How many were begun again after a crash, and were there when the process ended once more. */
+  /** How many have such marks. */
   readonly suspects: number
 }
 
