@@ -41,7 +41,11 @@ describe("the README", () => {
   it.live("has an example that holds a lock store to its laws", () =>
     Effect.gen(function*() {
       yield* compiled
-      const said = execFileSync(process.execPath, ["--test", "test/examples/.compiled/ownLockStore.js"], {
+      const said = execFileSync(process.execPath, [
+        "--test",
+        "--test-reporter=tap",
+        "test/examples/.compiled/ownLockStore.js"
+      ], {
         encoding: "utf8",
         // Node's runner would take itself for a part of this one.
         env: { ...process.env, NODE_TEST_CONTEXT: undefined }

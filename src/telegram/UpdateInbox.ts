@@ -414,8 +414,10 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       Effect.flatMap(
         Clock.currentTimeMillis,
         (now) =>
-          write(
+          // A server that repeats itself may have brought it once more, and then it is in a batch: it must not be in both.
+          writeRow(
             "take a dead letter back",
+            updateId,
             Effect.tap(table.takeBack(updateId, now), () => Effect.sync(() => void (hasRows = true)))
           )
       ),

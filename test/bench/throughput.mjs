@@ -53,7 +53,9 @@ const countOf = (runtime, handlerMillis) =>
 
 const rowsLeft = (file) => {
   const database = new Database(file)
-  const { rows } = database.prepare("SELECT count(*) AS rows FROM (SELECT 1 FROM update_inbox UNION ALL SELECT 1 FROM update_batches)").get()
+  const { rows } = database.prepare(
+    "SELECT count(*) AS rows FROM (SELECT 1 FROM update_inbox UNION ALL SELECT 1 FROM update_batches)"
+  ).get()
   database.close()
   return rows
 }

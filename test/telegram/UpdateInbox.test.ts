@@ -137,6 +137,21 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 2, 3, 4, 5])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
+  // Found by the model (INBOX_SEED=988601641): it was in a batch and had a row too, and the inbox never opened again.
+  it.effect("takes a dead letter back that a server has brought once more, and opens after that", () =>
+    Effect.gen(function*() {
+      const before = yield* open()
+      yield* before.inbox.store([textUpdate(2)])
+      yield* before.inbox.setAside({ update: textUpdate(2), reason: "failed", error: "x", attempts: 3, setAsideAt: 0 })
+      yield* before.close
+      const again = yield* open(8n)
+      assert.deepStrictEqual(ids(yield* again.inbox.store([1, 2].map((id) => textUpdate(id)))), [1, 2])
+      yield* again.inbox.takeBack(2)
+      yield* again.close
+      const { inbox } = yield* open(9n)
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [1, 2])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
   it.effect("stores a batch as a whole or not at all", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()

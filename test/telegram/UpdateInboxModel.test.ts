@@ -1,8 +1,9 @@
 /**
  * Every inbox beside a model of a few lines: random sequences of commands, answered by both. After each, all that can be
- * seen without changing anything is compared, and at the end what a next process finds: nothing here knows a table. A sequence that fails is made as short as it can be, and printed with the text that
- * repeats it: `INBOX_REPLAY=… npx vitest run test/telegram/UpdateInboxModel.test.ts -t "…"`. INBOX_RUNS says how many
- * sequences, and INBOX_SEED which.
+ * seen without changing anything is compared, and at the end what a next process finds: nothing here knows a table. A
+ * sequence that fails is made as short as it can be, and printed with the text that repeats it:
+ * `INBOX_REPLAY=… npx vitest run test/telegram/UpdateInboxModel.test.ts -t "…"`. INBOX_RUNS says how many sequences, and
+ * INBOX_SEED which.
  */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
@@ -409,7 +410,7 @@ const runSequence = Effect.fnUntraced(function*(
     const real = yield* Effect.result(backend.open(token))
     yield* agree(
       `open with token ${token}`,
-      Result.isSuccess(real) ? "open" : "lost",
+      Result.isSuccess(real) ? "open" : real.failure instanceof LeaseLost ? "lost" : real.failure,
       known === "lost" ? known : "open"
     )
     if (known === "lost" || Result.isFailure(real)) return
