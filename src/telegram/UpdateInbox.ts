@@ -344,12 +344,15 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       { discard: true }
     )
 
+  // What leaves a batch for a row between the two is found twice. In the other order it would be missed.
   const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
+    const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
     const rows = yield* attempt("read unfinished updates", table.leftovers(page))
     recent.add(rows.flatMap(({ update }) => update ?? []))
     yield* report(rows)
-    const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
-    return packed.length === 0 ? rows : [...rows, ...packed.map(untried)].sort(byId).slice(0, page.limit)
+    if (packed.length === 0) return rows
+    const found = new Map([...packed.map(untried), ...rows].map((leftover) => [leftover.updateId, leftover]))
+    return [...found.values()].sort(byId).slice(0, page.limit)
   })
 
   // What is live now may get a row while the rows are read, and is taken from here for that reason.
