@@ -38,7 +38,7 @@ import { Answers } from "./knowledge/Answers.ts"
 import { RagIndex } from "./knowledge/RagIndex.ts"
 import { type KnowledgeSource, RagObserver } from "./knowledge/RagObserver.ts"
 import * as FileLock from "./lock/FileLock.ts"
-import { HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
+import { type HandlersOutlivedLease, HandoverRequested, InstanceLock } from "./lock/InstanceLock.ts"
 import type { LockStore, LockStoreError } from "./lock/LockStore.ts"
 import * as WarmStandby from "./lock/WarmStandby.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
@@ -139,32 +139,52 @@ export const layerConfig = <E, R>(handlers: Layer.Layer<UpdateHandler, E, R>) =>
 
 /**
  * Runs a bot until a worker of it fails, then closes everything in order. Interruption is the clean stop, and so is
- * another instance that asks for the lock: only then does it succeed.
+ * another instance that asks for the lock: only then does it succeed. Closing is waited for as long as `closeTimeout`
+ * says, for ever when it is not given, but never longer than a lease that was lost lasts: then another instance may act,
+ * and the process must end, which `NodeRuntime.runMain` does with the code of the error (70).
  */
-export const launch = <E, R>(bot: Layer.Layer<Supervisor, E, R>): Effect.Effect<void, E | WorkerFailed, R> =>
-  Effect.scoped(Effect.flatMap(Layer.build(bot), (context) => Context.get(context, Supervisor).failure)).pipe(
-    Effect.exit,
-    Effect.flatMap((ended) => isHandedOver(ended) ? Effect.void : ended)
-  )
+export const launch = <E, R>(
+  bot: Layer.Layer<Supervisor, E, R>,
+  options: { readonly closeTimeout?: Duration.Input | undefined } = {}
+): Effect.Effect<void, E | WorkerFailed | HandlersOutlivedLease | StopOverran, R> =>
+  live(bot, { stopAsked: Effect.never, limit: options.closeTimeout ?? Duration.infinity, ending: () => Effect.void })
 
 /** Runs the whole service until `stopAsked`, or until it fails. Everything is closed when it ends, whatever ended it. */
 export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
+  live(layer(settings), {
+    stopAsked,
+    limit: settings.shutdownTimeout,
+    ending: Effect.fnUntraced(function*(ended, isBuilt) {
+      if (Exit.isFailure(ended) && !isHandedOver(ended)) yield* Logging.logFailure(ended.cause)
+      // A start that failed has released what it had built already.
+      if (isBuilt) yield* Effect.logInfo("Shutting down bot resources")
+    })
+  }).pipe(Effect.tapErrorTag(["StopOverran", "HandlersOutlivedLease"], ({ message }) => Effect.logFatal(message)))
+
+const live = <E, R>(
+  bot: Layer.Layer<Supervisor, E, R>,
+  { ending, limit, stopAsked }: {
+    readonly stopAsked: Effect.Effect<void>
+    readonly limit: Duration.Input
+    /** Done before anything is closed. */
+    readonly ending: (ended: Exit.Exit<void, E | WorkerFailed>, isBuilt: boolean) => Effect.Effect<void>
+  }
+): Effect.Effect<void, E | WorkerFailed | HandlersOutlivedLease | StopOverran, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
-      let built: InstanceLock["Service"] | undefined
+      let built: Context.Context<Supervisor> | undefined
       // The supervisor comes first, so that a lock that is lost or asked for while the rest still starts is seen.
       const memoMap = yield* Layer.makeMemoMap
       const supervisor = Context.get(yield* Layer.buildWithMemoMap(Supervisor.layer, memoMap, scope), Supervisor)
-      const serve = Effect.flatMap(Layer.buildWithMemoMap(layer(settings), memoMap, scope), (context) => {
-        built = Context.get(context, InstanceLock)
-        return Effect.never
+      const serve = Effect.flatMap(Layer.buildWithMemoMap(bot, memoMap, scope), (context) => {
+        built = context
+        return Context.get(context, Supervisor).failure
       })
       const ended = yield* Effect.exit(restore(Effect.raceAllFirst([serve, supervisor.failure, stopAsked])))
-      if (Exit.isFailure(ended) && !isHandedOver(ended)) yield* Logging.logFailure(ended.cause)
-      // A start that failed has released what it had built already.
-      if (built !== undefined) yield* Effect.logInfo("Shutting down bot resources")
-      yield* closeWithin(scope, ended, settings.shutdownTimeout, built?.outlived ?? Effect.never)
+      yield* ending(ended, built !== undefined)
+      const lock = built && Option.getOrUndefined(Context.getOption(built, InstanceLock))
+      yield* closeWithin(scope, ended, limit, lock?.outlived ?? Effect.never)
       return yield* isHandedOver(ended) ? Exit.void : ended
     })
   )
@@ -181,13 +201,15 @@ const isHandedOver = (exit: Exit.Exit<unknown, unknown>): boolean =>
 const closeWithin = Effect.fnUntraced(function*(
   scope: Scope.Closeable,
   exit: Exit.Exit<unknown, unknown>,
-  limit: Duration.Duration,
+  limit: Duration.Input,
   outlived: InstanceLock["Service"]["outlived"]
 ) {
   const closing = yield* Effect.forkDetach(Scope.close(scope, exit), { startImmediately: true })
   yield* Effect.interruptible(Effect.raceFirst(Fiber.await(closing), outlived)).pipe(
-    Effect.timeoutOrElse({ duration: limit, orElse: () => Effect.fail(new StopOverran({ limit })) }),
-    Effect.tapError((error) => Effect.logFatal(error.message))
+    Effect.timeoutOrElse({
+      duration: limit,
+      orElse: () => Effect.fail(new StopOverran({ limit: Duration.fromInputUnsafe(limit) }))
+    })
   )
 })
 

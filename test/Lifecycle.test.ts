@@ -1,8 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Schedule } from "effect"
+import { Effect, Redacted, Schedule } from "effect"
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { folder, freePort, json, order, start } from "./ServiceProcess.ts"
+import * as Redis from "./servers/Redis.ts"
+import { folder, freePort, json, order, start, startProgram } from "./ServiceProcess.ts"
 
 const cleanup = [
   "Shutting down bot resources",
@@ -377,4 +378,23 @@ describe("takeover", () => {
       yield* next.kill("SIGTERM")
       assert.strictEqual(yield* next.exit, 0)
     }))
+})
+
+Redis.describeWithServer("a handler that nothing stops", () => {
+  it.live("ends the process with 70 when its lease has expired", () =>
+    Effect.gen(function*() {
+      const redis = yield* Redis.start()
+      const bot = yield* startProgram("test/programs/stubborn.mjs", {
+        LOCK: "redis",
+        REDIS_URL: Redacted.value(redis.url)
+      })
+      yield* bot.line("BOT READY")
+      yield* json(`${bot.url}/sandbox/messages`, { body: { text: "/start", chat_id: 9 } })
+      yield* bot.line("Handling for ever")
+      yield* redis.kill
+      assert.strictEqual(yield* bot.exit, 70)
+      const story = ["Instance lock lost", "A cancelled handler does not end", "HandlersOutlivedLease"]
+      assert.deepStrictEqual(order(yield* bot.lines, [...story, "Bot session closed"]), story)
+      // A Redis that has just begun is not trusted for the time of a lease, and the lease runs out after that.
+    }), 90_000)
 })
