@@ -17,6 +17,7 @@ import * as Elapsed from "../operations/Elapsed.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
+import { DeferredFlush } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
@@ -271,7 +272,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const writeRow = <A, E>(operation: string, updateId: number, run: Effect.Effect<A, E>) =>
     write(operation, run, { plan: () => live.plan(now() - commitInterval, updateId) })
 
-  const commit = write("remove finished updates", Effect.void)
+  // What comes back with a loss of power has ended, and runs again. No disk is worth waiting for that.
+  const commit = Effect.provideService(write("remove finished updates", Effect.void), DeferredFlush, true)
   const commitAll = Effect.suspend(() =>
     write("remove finished updates", Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
   ).pipe(Effect.repeat({ while: () => finished.size > 0 }))

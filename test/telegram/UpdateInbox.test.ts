@@ -102,6 +102,25 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
+  it.effect("waits for the disk when it stores a batch, and not when it removes one", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      // How the last transaction was committed: 2 waits for the disk, 1 does not.
+      const last = Effect.map(
+        sql<{ readonly synchronous: number }>`SELECT synchronous FROM pragma_synchronous`,
+        ([row]) => row?.synchronous
+      )
+      const { inbox } = yield* open()
+      const { batches } = yield* tables
+      yield* inbox.store([textUpdate(1)])
+      assert.strictEqual(yield* last, 2)
+      yield* inbox.finish(1)
+      yield* TestClock.adjust("10 millis")
+      assert.deepStrictEqual([yield* batches, yield* last], [[], 1])
+      yield* inbox.store([textUpdate(2)])
+      assert.strictEqual(yield* last, 2)
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
   it.effect("gives an update a row of its own when it fails, is suspected or set aside", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
