@@ -1,7 +1,8 @@
 /**
  * What polling, handling, API calls and knowledge count; the scheduler and the outgoing limits keep theirs beside them
- * (`schedule/ScheduleMetrics.ts`, `telegram/Outgoing/OutgoingMetrics.ts`). Names follow the rules of Prometheus: the prefix `tgbot_`, base units last, `_total` for what only grows. No label ever holds a chat, a user or
- * anything else without a bound.
+ * (`schedule/ScheduleMetrics.ts`, `telegram/Outgoing/OutgoingMetrics.ts`). Names follow the rules of Prometheus: the
+ * prefix `tgbot_`, base units last, `_total` for what only grows. No label ever holds a chat, a user or anything else
+ * without a bound.
  */
 import { Metric } from "effect"
 
