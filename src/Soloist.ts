@@ -49,6 +49,7 @@ import * as Rehearsal from "./Rehearsal.ts"
 import { Autoposter } from "./schedule/Autoposter.ts"
 import { Scheduler } from "./schedule/Scheduler.ts"
 import { load, type Settings } from "./SoloistConfig.ts"
+import * as Fences from "./storage/Fences.ts"
 import type { DatabaseUnavailable } from "./storage/Postgres.ts"
 import * as Storage from "./storage/Storage.ts"
 import { BotSession, type BotSessionOptions, identify } from "./telegram/BotSession.ts"
@@ -249,7 +250,7 @@ export const storage = (
 const lockStore = (
   { databaseUrl, lock, lockFile, redisUrl }: Settings,
   bot: string
-): Layer.Layer<LockStore, LockStoreError> => {
+): Layer.Layer<LockStore, LockStoreError, SqlClient.SqlClient> => {
   if (lock === "redis" && redisUrl !== undefined) {
     return Layer.unwrap(Effect.map(
       Effect.promise(() => import("./lock/RedisLock.ts")),
@@ -262,7 +263,12 @@ const lockStore = (
       (PostgresLock) => PostgresLock.layerNode({ name: bot, url: databaseUrl })
     ))
   }
-  return FileLock.layer({ path: lockFile })
+  return Layer.unwrap(
+    Effect.map(
+      Effect.context<SqlClient.SqlClient>(),
+      (storage) => FileLock.layer({ path: lockFile, after: Effect.provideContext(Fences.largest(bot), storage) })
+    )
+  )
 }
 
 const lock = <E, R>(settings: Settings, bot: string, prepare: Effect.Effect<void, E, R>) => {

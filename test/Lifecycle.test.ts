@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Redacted, Schedule } from "effect"
+import Database from "libsql"
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import * as Redis from "./servers/Redis.ts"
@@ -131,6 +132,25 @@ describe("the life of a service", () => {
       assert.isTrue(existsSync(first.lockFile))
       const second = yield* start({}, { directory: first.folder })
       yield* second.line(`Instance lock acquired (PID: ${second.pid})`)
+      yield* second.line("BOT READY")
+      yield* second.kill("SIGTERM")
+      assert.strictEqual(yield* second.exit, 0)
+    }))
+
+  it.live("starts again when the clock has gone back to before its last run", () =>
+    Effect.gen(function*() {
+      const first = yield* start()
+      yield* first.line("BOT READY")
+      yield* first.kill("SIGTERM")
+      assert.strictEqual(yield* first.exit, 0)
+      // As if that run had been an hour from now: its lock is gone, and what it wrote is not.
+      const database = new Database(join(first.folder, "state", "soloist.db"))
+      for (const fence of ["update_offset", "chat_state_fence", "schedule_fence"]) {
+        const { changes } = database.prepare(`UPDATE ${fence} SET fencing_token = fencing_token + 3600000`).run()
+        assert.strictEqual(changes, 1, fence)
+      }
+      database.close()
+      const second = yield* start({}, { directory: first.folder })
       yield* second.line("BOT READY")
       yield* second.kill("SIGTERM")
       assert.strictEqual(yield* second.exit, 0)

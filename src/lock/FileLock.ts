@@ -54,10 +54,18 @@ const tokensHere = new Map<string, bigint>()
  * A `LockStore` on the file at `path`. Building it touches nothing. A grant lasts until it is released or the process
  * ends (`ttl` is infinite); `renew` is the heartbeat of the file and is expected every few seconds.
  */
-export const layer = (options: { readonly path: string }): Layer.Layer<LockStore> =>
-  Layer.effect(LockStore, make(options))
+export const layer = (options: FileLockOptions): Layer.Layer<LockStore> => Layer.effect(LockStore, make(options))
 
-const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
+export interface FileLockOptions {
+  readonly path: string
+  /**
+   * The largest fencing token that is known where it is checked, as in a database. Tokens follow the clock of the host,
+   * and the file forgets the last one with a clean end. A grant's is larger than this.
+   */
+  readonly after?: Effect.Effect<bigint> | undefined
+}
+
+const make = Effect.fnUntraced(function*(options: FileLockOptions) {
   const disk = yield* Disk
   const { look, self } = yield* ProcessIdentity
   const { base, directory, path } = disk.locate(options.path)
@@ -182,7 +190,8 @@ const make = Effect.fnUntraced(function*(options: { readonly path: string }) {
 
     yield* admit(key, holder)
     const now = BigInt(Math.floor(yield* Clock.currentTimeMillis))
-    const last = larger(yield* LockFile.lastToken(disk, path), tokensHere.get(key) ?? 0n)
+    const seen = larger(tokensHere.get(key) ?? 0n, yield* options.after ?? Effect.succeed(0n))
+    const last = larger(yield* LockFile.lastToken(disk, path), seen)
     const granted: Grant = { holder, fencingToken: larger(now, last + 1n) }
     const publication: LockFile.Publication = { path, grant: granted, guard: key, self }
     return yield* Effect.uninterruptible(Effect.gen(function*() {

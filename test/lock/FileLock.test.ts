@@ -320,6 +320,15 @@ describe("FileLock", () => {
         const next = yield* store.acquire(holder())
         assert.isTrue(next.fencingToken > grant.fencingToken)
       }))
+
+    it.live("grows past what the storage has seen, when the clock went back and the file was forgotten", () =>
+      Effect.gen(function*() {
+        const path = join(yield* tempFolder, "behind.lock")
+        const ahead = BigInt(Date.now()) + 3_600_000n
+        const after = Effect.succeed(ahead)
+        const store = Context.get(yield* Layer.build(FileLock.layer({ path, after })), LockStore)
+        assert.strictEqual((yield* store.acquire(holder())).fencingToken, ahead + 1n)
+      }))
   })
 
   describe("heartbeat", () => {

@@ -8,6 +8,7 @@ import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Fence from "../../src/schedule/Fence.ts"
 import * as JobState from "../../src/schedule/JobState.ts"
 import * as PostLedger from "../../src/schedule/PostLedger.ts"
+import * as Fences from "../../src/storage/Fences.ts"
 import * as Postgres from "../../src/storage/Postgres.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
@@ -117,6 +118,7 @@ Servers.describeWithAny("storage in Postgres", () => {
       }
       yield* Effect.gen(function*() {
         yield* Fence.raise(writer(1_795_000_000_001n))
+        assert.strictEqual(yield* Fences.largest("1"), 1_795_000_000_001n)
         yield* JobState.save("job", record, writer(1_795_000_000_001n))
         assert.deepStrictEqual(yield* JobState.load("job", writer(0n)), record)
         const old = yield* PostLedger.make(writer(1_795_000_000_001n))
