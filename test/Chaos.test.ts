@@ -119,6 +119,8 @@ describe("the judge of the chaos", () => {
     assert.deepStrictEqual([ends(0), ends(0, { termAt: 900 })], [1, 0])
     assert.deepStrictEqual([ends("SIGKILL"), ends("SIGKILL", { killedAt: 900 })], [1, 0])
     assert.deepStrictEqual([ends("SIGSEGV"), ends(1), ends(64), ends(77)], [1, 1, 1, 1])
+    const errno = [{ kind: "", on: "errno", from: 10, to: 20 }]
+    assert.deepStrictEqual([ends(1, {}, errno), ends(1, { lines: [line(900, "BOT READY")] }, errno)], [0, 1])
     assert.deepStrictEqual([ends(69), ends(69, {}, [{ kind: "", on: "store", from: 10, to: 20 }])], [1, 0])
     assert.deepStrictEqual([ends(75), ends(75, { lines: [line(900, "Instance lock lost")] })], [1, 0])
   })

@@ -219,7 +219,8 @@ const aftermath = 30_000
 /**
  * Exit codes as they are documented, each with what must have happened before: 0 after SIGTERM or a request to hand
  * over, 69 while a server is down, 70 after a stop that overran, 75 after the lock was lost, 78 while the state folder
- * cannot be used. A signal only if we sent it.
+ * cannot be used. 1 is Node's own, when its files could not be opened before any of ours was begun. A signal only if we
+ * sent it.
  */
 export const exits = (history, patience = 1) => {
   const violations = []
@@ -235,6 +236,7 @@ export const exits = (history, patience = 1) => {
     const isRight = {
       SIGKILL: killedAt !== undefined,
       0: termAt !== undefined || has("Handover requested by another instance"),
+      1: lines.length === 0 && near("errno"),
       69: has("did not answer") || near("store", "disk", "errno", "network", "telegram"),
       70: near("process", "store", "disk", "errno", "network", "telegram", "clock"),
       75: has("Instance lock lost") || has(refusal) || has("Another bot instance") ||
