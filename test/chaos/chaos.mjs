@@ -121,7 +121,9 @@ const run = async (lock, random) => {
     const takeovers = Judge.takeovers(history)
     if (!isBroken) {
       for (const { number } of lost) failed(`number ${number} was never answered`)
-      for (const { number } of setAside) failed(`number ${number} was set aside, although nothing is wrong with it`)
+      for (const { number, why } of setAside) {
+        failed(`number ${number} was set aside (${why}), and nothing is wrong with it`)
+      }
       for (const { kind, millis, owner } of takeovers) {
         const limit = kind === "SIGTERM" ? 8_000 + 2_000 * patience : world.lease + 2_000 * patience
         if (millis > limit) failed(`nobody polled for ${millis} ms after ${kind} of ${owner}`)

@@ -127,17 +127,25 @@ export const holdersInTurn = (history, patience = 1) => {
   return violations
 }
 
-/** Messages without an answer. What was set aside is told apart: the service has said so, and keeps it. */
+/**
+ * Messages without an answer. What was set aside is told apart, with the reason (`why`): the service has said so, and
+ * keeps it.
+ */
 export const unanswered = (history) => {
-  const setAside = new Set(
-    [...history.processes.values()].flatMap(({ lines }) => lines)
-      .filter(({ message }) => message.startsWith("An update was set aside"))
-      .map(({ annotations }) => annotations.update_id)
+  const setAside = new Map(
+    [...history.processes.values()].flatMap(({ lines, owner }) =>
+      lines
+        .filter(({ message }) => message.startsWith("An update was set aside"))
+        .map(({ annotations, heard }) => [annotations.update_id, `${annotations.reason}, by ${owner} at ${heard}`])
+    )
   )
   const missing = history.messages.filter(({ calls }) => calls.length === 0)
   return {
     lost: missing.filter(({ updateId }) => !setAside.has(updateId)),
-    setAside: missing.filter(({ updateId }) => setAside.has(updateId))
+    setAside: missing.flatMap((message) => {
+      const why = setAside.get(message.updateId)
+      return why === undefined ? [] : [{ ...message, why }]
+    })
   }
 }
 
@@ -240,7 +248,7 @@ export const exits = (history, patience = 1) => {
       69: has("did not answer") || near("store", "disk", "errno", "network", "telegram"),
       70: near("process", "store", "disk", "errno", "network", "telegram", "clock"),
       75: has("Instance lock lost") || has(refusal) || has("Another bot instance") ||
-        near("process", "store", "errno", "network", "clock"),
+        near("process", "store", "errno", "network"),
       78: near("disk", "errno", "store")
     }[code]
     if (isRight !== true) {
