@@ -93,6 +93,21 @@ describe("the judge of the chaos", () => {
     ])
   })
 
+  it("excuses an update that was set aside only after two processes were taken away, and not for failing", () => {
+    const excused = (reason: string, ...killed: ReadonlyArray<number>) => {
+      const words = line(5, "An update was set aside; it is …", { update_id: 100, reason })
+      const others = killed.map((killedAt, index) => life(`k${index}`, { killedAt, code: "SIGKILL" }))
+      const processes = [...others, life("a", { lines: [words] })]
+      return Judge.unanswered(historyOf({ messages: [message(0)], processes })).setAside.map((one) => one.isExcused)
+    }
+    assert.deepStrictEqual([excused("crashed", 1, 2), excused("crashed", 1), excused("crashed", 1, 9)], [
+      [true],
+      [false],
+      [false]
+    ])
+    assert.deepStrictEqual(excused("failed", 1, 2, 3), [false])
+  })
+
   it("lets a repeated answer pass only when its update was running or had just ended", () => {
     const repeats = (killedAt: number | undefined, faults: ReadonlyArray<Judge.Fault> = []) =>
       Judge.repeats(historyOf({

@@ -60,7 +60,7 @@ export const pollsOverlap: (history: History, patience?: number) => ReadonlyArra
 export const holdersInTurn: (history: History, patience?: number) => ReadonlyArray<Violation>
 export const unanswered: (
   history: History
-) => { readonly lost: ReadonlyArray<Message>; readonly setAside: ReadonlyArray<Message & { readonly why: string }> }
+) => { readonly lost: ReadonlyArray<Message>; readonly setAside: ReadonlyArray<Message & { readonly why: string; readonly isExcused: boolean }> }
 export const outOfOrder: (history: History) => ReadonlyArray<Violation>
 export const repeats: (
   history: History,

@@ -128,23 +128,29 @@ export const holdersInTurn = (history, patience = 1) => {
 }
 
 /**
- * Messages without an answer. What was set aside is told apart, with the reason (`why`): the service has said so, and
- * keeps it.
+ * Messages without an answer. What was set aside is told apart: the service has said so, and keeps it. `why` says how that
+ * came about; `isExcused`, that two processes had been taken away before, from outside. An update that happens to be tried
+ * alone both times cannot be told from one that ends its process, so it may be set aside, but not for failing.
  */
 export const unanswered = (history) => {
+  const processes = [...history.processes.values()]
+  const goneBefore = (time) => processes.filter((process) => gone(process) <= time && process.code !== 0).length
   const setAside = new Map(
-    [...history.processes.values()].flatMap(({ lines, owner }) =>
+    processes.flatMap(({ lines, owner }) =>
       lines
         .filter(({ message }) => message.startsWith("An update was set aside"))
-        .map(({ annotations, heard }) => [annotations.update_id, `${annotations.reason}, by ${owner} at ${heard}`])
+        .map(({ annotations: { reason, update_id: updateId }, heard }) => [updateId, {
+          why: `${reason}, by ${owner} at ${heard}`,
+          isExcused: reason === "crashed" && goneBefore(heard) >= 2
+        }])
     )
   )
   const missing = history.messages.filter(({ calls }) => calls.length === 0)
   return {
     lost: missing.filter(({ updateId }) => !setAside.has(updateId)),
     setAside: missing.flatMap((message) => {
-      const why = setAside.get(message.updateId)
-      return why === undefined ? [] : [{ ...message, why }]
+      const found = setAside.get(message.updateId)
+      return found === undefined ? [] : [{ ...message, ...found }]
     })
   }
 }

@@ -71,14 +71,17 @@ export const leaderCrash = async ({ fault = "kill", lock, rounds }) => {
       ...Judge.holdersInTurn(history, patience)
     ]
     wrong.push(...[...two, ...repeats.violations, ...Judge.outOfOrder(history)].map(({ text }) => text))
-    if (lost.length + setAside.length > 0) wrong.push(`${lost.length} messages lost, ${setAside.length} set aside`)
+    if (lost.length > 0) wrong.push(`${lost.length} messages lost`)
+    for (const { isExcused, number, why } of setAside) {
+      if (!isExcused) wrong.push(`number ${number} was set aside (${why})`)
+    }
     // The last poll of a paused leader was replaced meanwhile: that conflict is how it should be.
     const conflicts = fault === "kill" ? fleet.told409() : 0
     if (conflicts > 0) wrong.push(`${conflicts} conflicts`)
     return {
       rows,
       messages: history.messages.length,
-      lost: lost.length + setAside.length,
+      lost: setAside.length === 0 ? lost.length : `${lost.length}, ${setAside.length} set aside`,
       repeats,
       conflicts,
       wrong
