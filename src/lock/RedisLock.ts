@@ -5,14 +5,12 @@
  * store has forgotten, or may have, nothing is granted for one ttl, by which time every former holder has stopped:
  *
  * - the fence is there, but of another server run (a restart or a failover): held back;
- * - the fence is missing and this process, or this server's script cache, knows the lock (FLUSHALL): held back;
- * - the fence is missing and the server is younger than the ttl (a restart without persistence): held back until it
- *   is as old. A Redis that is started together with its first bot costs the rest of one lease, once;
- * - the fence is missing, nobody knows the lock and the server is older: the first start ever, granted at once.
+ * - the fence is missing: held back. It was deleted (FLUSHALL), or the bot is new here, which nobody can tell apart, so
+ *   the very first start on a Redis waits once. Where the server itself is younger than the ttl (a restart without
+ *   persistence), its age counts.
  *
- * Not seen: FLUSHALL and SCRIPT FLUSH together, followed by a process that starts within the seconds until the holder
- * renews. A failover to a replica that had not received the last grant is contained by the wait after it and by the
- * token, but a holder may act beside a new one for up to its trust window if the old primary stays reachable for it.
+ * A failover to a replica that had not received the last grant is contained by the wait after it and by the token, but a
+ * holder may act beside a new one for up to its trust window if the old primary stays reachable for it.
  *
  * Redis 6.2 or newer. What an access list has to allow, and no more (a test connects with it):
  *
@@ -25,8 +23,6 @@
  */
 import { Config, Duration, Effect, Layer, Option, Queue, type Redacted, Schedule, Schema } from "effect"
 import * as Redis from "effect/persistence/Redis"
-// A digest without a service: it names a text.
-import { createHash } from "node:crypto"
 import { answerWithin } from "./CallDeadline.ts"
 import { type Grant, Holder, LeaseLost, LockHeld, LockStore, LockStoreError } from "./LockStore.ts"
 import * as Connection from "./RedisLock/Connection.ts"
@@ -59,7 +55,6 @@ const Peeked = Schema.Union([
   Schema.Tuple([Schema.Literal("held"), Schema.String, Schema.String, Schema.Int]),
   Schema.Tuple([Schema.Literal("free"), Schema.Int])
 ])
-const Known = Schema.Tuple([Schema.Int])
 const Fenced = Schema.Union([
   Schema.Tuple([Schema.Literal("fenced")]),
   Schema.TupleWithRest(Schema.Tuple([Schema.Literal("written")]), [Schema.Unknown])
@@ -103,29 +98,14 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
 
   const ask = asking(redis, resource, callTimeout)
 
-  // Whether a missing fence would be a loss. Decided by what the server knew before this process loaded its script,
-  // and true for good once this process has seen the fence.
-  const acquireDigest = createHash("sha1").update(scripts.acquire.lua).digest("hex")
-  let isKnown: boolean | undefined
-  const learnIsKnown = Effect.suspend(() =>
-    isKnown === undefined
-      ? Effect.map(
-        ask("acquire", Known, (connection) => connection.send("SCRIPT", "EXISTS", acquireDigest)),
-        ([exists]) => isKnown ??= exists === 1
-      )
-      : Effect.succeed(isKnown)
-  )
-
   const acquire = Effect.fnUntraced(function*(holder: Holder) {
-    const known = yield* learnIsKnown
     const answer = yield* ask(
       "acquire",
       Acquired,
-      (connection) => connection.eval(scripts.acquire)(holder.owner, ttlMillis, encodeHolder(holder), known)
+      (connection) => connection.eval(scripts.acquire)(holder.owner, ttlMillis, encodeHolder(holder))
     )
     switch (answer[0]) {
       case "granted": {
-        isKnown = true
         const grant: Grant = {
           holder: Option.getOrElse(decodeHolder(answer[2]), () => holder),
           fencingToken: BigInt(answer[1])
@@ -133,7 +113,6 @@ const make = Effect.fnUntraced(function*(options: Options, resource: string) {
         return grant
       }
       case "held": {
-        isKnown = true
         const other = Option.getOrUndefined(decodeHolder(answer[1]))
         return yield* new LockHeld({ resource, pid: other?.pid, holder: other, advice: undefined })
       }

@@ -32,10 +32,7 @@ end
 local function text(number) return string.format('%.0f', number) end
 `
 
-// The text names the lock, so that its digest does too: the server's script cache survives FLUSHALL, and a cached
-// script next to a missing fence betrays that the store has forgotten (`isKnown` in RedisLock.ts).
-const acquireLua = (keys: Keys) =>
-  `-- ${keys.tag}
+const acquireLua = `
 ${server}
 local ttl = tonumber(ARGV[2])
 local held = redis.call('HMGET', KEYS[1], 'owner', 'token', 'holder')
@@ -52,8 +49,9 @@ if run == '' then run = fence[2] or '' end
 if fence[2] and fence[2] ~= '' and fence[2] ~= run then
   heldBackUntil = now + ttl
 elseif not fence[1] and not fence[3] then
-  if ARGV[4] == '1' then heldBackUntil = now + ttl
-  elseif uptime < ttl then heldBackUntil = now + ttl - uptime end
+  -- New here, or forgotten. What this server had forgotten by starting is as old as it is.
+  heldBackUntil = now + ttl
+  if uptime < ttl then heldBackUntil = heldBackUntil - uptime end
 end
 -- The server's clock may have been set back.
 if heldBackUntil > now + ttl then heldBackUntil = now + ttl end
@@ -123,15 +121,8 @@ export const make = (keys: Keys) => {
   const both = { numberOfKeys: 2 } as const
   return {
     acquire: Redis.script(
-      (owner: string, ttlMillis: number, holder: string, isKnown: boolean) => [
-        keys.lock,
-        keys.fence,
-        owner,
-        ttlMillis,
-        holder,
-        isKnown ? "1" : "0"
-      ],
-      { ...both, lua: acquireLua(keys) }
+      (owner: string, ttlMillis: number, holder: string) => [keys.lock, keys.fence, owner, ttlMillis, holder],
+      { ...both, lua: acquireLua }
     ).withReturnType<unknown>(),
     renew: Redis.script(
       (owner: string, ttlMillis: number, token: bigint) => [keys.lock, keys.fence, owner, ttlMillis, token],
