@@ -137,6 +137,10 @@ describe("the judge of the chaos", () => {
     const errno = [{ kind: "", on: "errno", from: 10, to: 20 }]
     assert.deepStrictEqual([ends(1, {}, errno), ends(1, { lines: [line(900, "BOT READY")] }, errno)], [0, 1])
     assert.deepStrictEqual([ends(69), ends(69, {}, [{ kind: "", on: "store", from: 10, to: 20 }])], [1, 0])
+    const linkOf = (owner: string, slot: number) => [{ kind: "", on: "store", owner, slot, from: 10, to: undefined }]
+    const ofPlace = (owner: string, faults: ReadonlyArray<Judge.Fault>) =>
+      Judge.exits(historyOf({ processes: [life(owner, { code: 69, exitedAt: 1_000 })], faults })).length
+    assert.deepStrictEqual([ofPlace("0.2", linkOf("0.1", 0)), ofPlace("1.2", linkOf("0.1", 0))], [0, 1])
     assert.deepStrictEqual([ends(75), ends(75, { lines: [line(900, "Instance lock lost")] })], [1, 0])
   })
 })

@@ -24,6 +24,7 @@ export interface Fault {
   readonly kind: string
   readonly on: string
   readonly owner?: string | undefined
+  readonly slot?: number | undefined
   readonly isTakeover?: boolean
   readonly from: number
   readonly to: number | undefined

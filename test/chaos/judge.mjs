@@ -185,7 +185,7 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
   const violations = []
   const during = (places, owner, from, to) =>
     history.faults.some((fault) =>
-      places.includes(fault.on) && (fault.owner === undefined || fault.owner === owner) && fault.from <= to &&
+      places.includes(fault.on) && isOn(fault, owner) && fault.from <= to &&
       (fault.to ?? never) >= from
     )
   for (const { calls, number } of history.messages) {
@@ -227,6 +227,11 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
 /** When the process can have heard the answer: when its link passed it on, which is never where it was swallowed. */
 const heardAt = (call) => call.connection === undefined ? endOf(call) : call.deliveredAt ?? never
 
+/** Whether a fault is on this process. A link that is cut stays so for the processes that follow in its place. */
+const isOn = (fault, owner) =>
+  fault.owner === undefined || fault.owner === owner ||
+  (fault.slot !== undefined && owner.startsWith(`${fault.slot}.`))
+
 /** How long after a fault it may be why a process ends. */
 const aftermath = 30_000
 
@@ -243,7 +248,7 @@ export const exits = (history, patience = 1) => {
     if (exitedAt === undefined) continue
     const near = (...on) =>
       history.faults.some((fault) =>
-        on.includes(fault.on) && (fault.owner === undefined || fault.owner === owner) && fault.from <= exitedAt &&
+        on.includes(fault.on) && isOn(fault, owner) && fault.from <= exitedAt &&
         exitedAt <= (fault.to ?? never) + aftermath * patience
       )
     const has = (text) => lines.some(({ message }) => message.includes(text))
