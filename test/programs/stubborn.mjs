@@ -3,7 +3,7 @@
  * the process stops.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
-import { Effect, Layer } from "effect"
+import { Effect } from "effect"
 import { command, Soloist, UpdateHandler } from "soloist"
 
 const handlers = UpdateHandler.layer(Effect.gen(function*() {
