@@ -148,11 +148,15 @@ export const launch = <E, R>(
   bot: Layer.Layer<Supervisor, E, R>,
   options: { readonly closeTimeout?: Duration.Input | undefined } = {}
 ): Effect.Effect<void, E | WorkerFailed | HandlersOutlivedLease | StopOverran, R> =>
-  live(bot, { stopAsked: Effect.never, limit: options.closeTimeout ?? Duration.infinity, ending: () => Effect.void })
+  runUntilEnded(bot, {
+    stopAsked: Effect.never,
+    limit: options.closeTimeout ?? Duration.infinity,
+    ending: () => Effect.void
+  })
 
 /** Runs the whole service until `stopAsked`, or until it fails. Everything is closed when it ends, whatever ended it. */
 export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
-  live(layer(settings), {
+  runUntilEnded(layer(settings), {
     stopAsked,
     limit: settings.shutdownTimeout,
     ending: Effect.fnUntraced(function*(ended, isBuilt) {
@@ -162,7 +166,7 @@ export const run = (settings: Settings, stopAsked: Effect.Effect<void>) =>
     })
   }).pipe(Effect.tapErrorTag(["StopOverran", "HandlersOutlivedLease"], ({ message }) => Effect.logFatal(message)))
 
-const live = <E, R>(
+const runUntilEnded = <E, R>(
   bot: Layer.Layer<Supervisor, E, R>,
   { ending, limit, stopAsked }: {
     readonly stopAsked: Effect.Effect<void>

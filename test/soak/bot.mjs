@@ -168,8 +168,10 @@ const run = async ({ folder, handlerMillis, sampleEvery, url }) => {
   if (sampleEvery !== undefined) setInterval(sample, sampleEvery * 1000).unref()
   const classes = { fibers: (await Effect.runPromise(Effect.forkChild(Effect.void))).constructor }
   process.on("message", async () => {
-    delayOfAll.reset()
     const found = await Measure.footprint(classes)
+    // Walking the whole heap is ours too.
+    looked = undefined
+    delayOfAll.reset()
     process.send({ idle: { ...found, handled, warnings } })
   })
   process.on("disconnect", () => process.exit(1))
