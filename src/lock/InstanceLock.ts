@@ -144,6 +144,10 @@ const unwindLimit = Duration.seconds(1)
 /** How long the release of a held lock may be tried, and one that was lost already: its lease may end sooner. */
 const releaseLimit = Duration.seconds(5)
 const releaseLimitWhenLost = Duration.seconds(2)
+/** Three of them and their pauses fit into the limit above. */
+const releaseTryLimit = Duration.millis(1_400)
+/** Three tries. A release that is given up keeps everybody out for the rest of the lease. */
+const releaseRetries = Schedule.max([Schedule.spaced("250 millis"), Schedule.recurs(2)])
 const unanswered = (resource: string) =>
   new LockStoreError({
     resource,
@@ -153,11 +157,6 @@ const unanswered = (resource: string) =>
     isRetryable: true,
     cause: undefined
   })
-
-/** Three of them and their pauses fit into the limit above. */
-const releaseTryLimit = Duration.millis(1_400)
-/** Three tries. A release that is given up keeps everybody out for the rest of the lease. */
-const releaseRetries = Schedule.max([Schedule.spaced("250 millis"), Schedule.recurs(2)])
 
 const acquisitions = Metrics.labelled(Metrics.lockAcquisitions, ["result"])
 
@@ -205,7 +204,7 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
         schedule: releaseRetries,
         while: (error: LockStoreError) => lost === undefined && error.isRetryable
       }
-      const orElse = () => Effect.fail(unanswered(grant.holder.bot ?? "the instance lock"))
+      const orElse = () => Effect.fail(unanswered(store.resource))
       const tries = store.release(grant).pipe(
         Effect.timeoutOrElse({ duration: releaseTryLimit, orElse }),
         Effect.retry(retries)

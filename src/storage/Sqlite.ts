@@ -51,6 +51,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
 
   const prepared = new PreparedStatements(database)
   let isDeferred = false
+  /** A transaction is open. Kept here, because the driver ends the process when a closed database is asked for it. */
   let isBegun = false
   const defer = (deferred: boolean) => {
     if (deferred === isDeferred) return

@@ -68,6 +68,21 @@ const aged = (server: Server.RedisServer) =>
     Effect.orDie
   )
 
+/** A lock that is held, on a Redis of its own. */
+const heldOnItsOwn = Effect.gen(function*() {
+  const server = yield* startAged()
+  const where = { url: server.url, id: "1" }
+  const store = yield* open(where)
+  return { server, where, store, grant: yield* granted(store) }
+})
+
+/** The next grant comes when the lease of `former` is over, and with a larger token. */
+const succeedsAfterALease = Effect.fnUntraced(function*(store: Store, former: Grant) {
+  const [took, next] = yield* acquireInTheEnd(store, "next")
+  assert.isAbove(took, Duration.toMillis(ttl) - 100)
+  assert.isTrue(next.fencingToken > former.fencingToken)
+})
+
 /** Lets the server know the lock, so that it is believed although it is younger than a long lease. */
 const introduce = (url: Redacted.Redacted, id: string, lease = ttl) =>
   Effect.scoped(Effect.gen(function*() {
@@ -300,43 +315,30 @@ Server.describeWithServer("RedisLock under faults", () => {
 
   it.live("tells the holder that its lease was forgotten and grants nothing for one lease", () =>
     Effect.gen(function*() {
-      const server = yield* startAged()
-      const where = { url: server.url, id: "1" }
-      const store = yield* open(where)
-      const grant = yield* granted(store)
+      const { grant, server, store } = yield* heldOnItsOwn
       yield* server.flush
       const lost = yield* Effect.flip(store.renew(grant))
       assert.strictEqual(lost._tag, "LeaseLost")
       assert.include(lost.message, "forgotten")
-      const [took, next] = yield* acquireInTheEnd(store, "second")
-      assert.isAbove(took, Duration.toMillis(ttl) - 100)
-      assert.isTrue(next.fencingToken > grant.fencingToken)
+      yield* succeedsAfterALease(store, grant)
     }))
 
   for (const scripts of ["kept", "flushed too"] as const) {
     it.live(`grants nothing after FLUSHALL to a process that has just started, scripts ${scripts}`, () =>
       Effect.gen(function*() {
-        const server = yield* startAged()
-        const where = { url: server.url, id: "1" }
-        const store = yield* open(where)
-        const grant = yield* granted(store)
+        const { grant, server, store, where } = yield* heldOnItsOwn
         yield* server.flush
         if (scripts === "flushed too") yield* server.command("SCRIPT", "FLUSH")
         // The holder has not noticed yet.
         const newcomer = yield* open(where)
-        const [took, next] = yield* acquireInTheEnd(newcomer, "second")
-        assert.isAbove(took, Duration.toMillis(ttl) - 100)
-        assert.isTrue(next.fencingToken > grant.fencingToken)
+        yield* succeedsAfterALease(newcomer, grant)
         assert.strictEqual((yield* Effect.flip(store.renew(grant)))._tag, "LeaseLost")
       }))
   }
 
   it.live("grants nothing for one lease after a restart without persistence", () =>
     Effect.gen(function*() {
-      const server = yield* startAged()
-      const where = { url: server.url, id: "1" }
-      const store = yield* open(where)
-      const grant = yield* granted(store)
+      const { grant, server, store, where } = yield* heldOnItsOwn
       const standby = yield* open(where)
       yield* Effect.flip(standby.acquire(holder("second")))
       yield* server.restart
@@ -366,9 +368,7 @@ Server.describeWithServer("RedisLock under faults", () => {
       yield* aged(server)
       assert.include(yield* server.command("EXISTS", "{soloist:1}:fence"), ":1")
       const newcomer = yield* open(where)
-      const [took, next] = yield* acquireInTheEnd(newcomer, "third")
-      assert.isAbove(took, Duration.toMillis(ttl) - 100)
-      assert.isTrue(next.fencingToken > grant.fencingToken)
+      yield* succeedsAfterALease(newcomer, grant)
     }))
 
   it.live("lets a holder whose lease survived a restart go on, and costs its successor nothing", () =>

@@ -4,8 +4,8 @@ import * as SqlClient from "effect/sql/SqlClient"
 /**
  * Updates that were set aside, because their handler failed too often or because they ended the process twice, and what
  * tells the latter: `update_inbox.crashes` counts the marks of an update that was begun again after a run that did not
- * close (an odd number: that run ended during its trial), and `update_offset.is_open` is 1 while a run has not closed. The inbox is made anew on SQLite without row ids: one
- * tree instead of two halves what an update costs.
+ * close (an odd number: that run ended during its trial), and `update_offset.is_open` is 1 while a run has not closed. The
+ * inbox is made anew on SQLite without row ids: one tree instead of two halves what an update costs.
  */
 export default Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
