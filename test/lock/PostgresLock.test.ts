@@ -1,6 +1,6 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { afterAll, assert, beforeAll, it } from "@effect/vitest"
-import { Cause, Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Schedule, Scope } from "effect"
+import { Cause, Context, Duration, Effect, Exit, Fiber, Latch, Layer, Redacted, Schedule, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { inspect } from "node:util"
 import { type Grant, LockStore } from "../../src/lock/LockStore.ts"
@@ -12,13 +12,12 @@ import { faultSuite, holder, suite } from "./LockStoreSuite.ts"
 
 let lastName = 0
 const freshName = () => `${process.pid}-${++lastName}`
-/** Long enough that a pause of a busy machine does not end it. */
-const ttl = Duration.millis(1500)
 /** Long enough that no pause of a busy machine ends it: its time is moved, not waited for. */
 const contractTtl = Duration.minutes(1)
 const patient = Duration.seconds(20)
-const callTimeout = Duration.seconds(1)
-/** How long a call may take that Postgres does not answer: its timeout and what a busy machine adds. */
+/** For the tests in which Postgres does not answer. */
+const hasty = Duration.seconds(1)
+/** How long such a call may take: its timeout and what a busy machine adds. */
 const callLimit = 2500
 
 interface Where {
@@ -30,7 +29,7 @@ interface Where {
 /** One client of the lock `name`, as another process would have it. */
 const open = (where: Where) =>
   Effect.map(
-    Layer.build(PostgresLock.layerNode({ callTimeout, ttl, ...where })),
+    Layer.build(PostgresLock.layerNode({ callTimeout: patient, ttl: contractTtl, ...where })),
     (context) => Context.get(context, LockStore)
   )
 
@@ -72,7 +71,7 @@ const contenders = Effect.fnUntraced(function*(url: Redacted.Redacted) {
   const name = freshName()
   const sql = Context.get(yield* Layer.build(client(url)), SqlClient.SqlClient)
   return {
-    open: open({ url, name, ttl: contractTtl, callTimeout: patient }),
+    open: open({ url, name }),
     pass: (time: Duration.Duration) => Effect.orDie(Effect.provideService(pass(name, time), SqlClient.SqlClient, sql)),
     usurp: usurped(url, name)
   }
@@ -91,7 +90,7 @@ Server.describeWithAny("PostgresLock", () => {
   it.live("lets many instances create the table at once", () =>
     Effect.gen(function*() {
       yield* Effect.all(
-        Array.from({ length: 10 }, () => open({ url, name: freshName(), callTimeout: Duration.seconds(10) })),
+        Array.from({ length: 10 }, () => open({ url, name: freshName() })),
         { concurrency: "unbounded" }
       )
     }))
@@ -112,14 +111,14 @@ Server.describeWithAny("PostgresLock", () => {
 
   it.live("grants a bot that is new to the database its lock at once", () =>
     Effect.gen(function*() {
-      const store = yield* open({ url, name: freshName(), ttl: contractTtl })
+      const store = yield* open({ url, name: freshName() })
       yield* store.renew(yield* store.acquire(holder("first")))
     }))
 
   it.live("holds the lock back for one lease when its row was deleted, whoever finds out first", () =>
     Effect.gen(function*() {
       for (const first of ["holder", "stranger"] as const) {
-        const where = { url, name: freshName(), ttl: contractTtl }
+        const where = { url, name: freshName() }
         const store = yield* open(where)
         const grant = yield* store.acquire(holder("first"))
         yield* forget(where.name, ["instance_lock"])
@@ -148,12 +147,13 @@ Server.describeWithAny("PostgresLock", () => {
 
   it.live("wakes those who wait when the lock that was held back is free", () =>
     Effect.gen(function*() {
+      const ttl = Duration.millis(1500)
       const where = { url, name: freshName(), ttl }
       const store = yield* open(where)
+      const begun = performance.now()
       yield* store.acquire(holder("first"))
       yield* forget(where.name, ["instance_lock"])
       const second = holder("second")
-      const begun = performance.now()
       yield* Effect.retry(store.acquire(second), {
         times: 50,
         while: ({ _tag }) => Effect.as(store.changed, _tag === "LockHeld")
@@ -163,7 +163,7 @@ Server.describeWithAny("PostgresLock", () => {
 
   it.live("holds the lock back when both tables were emptied, if this process has seen the lock", () =>
     Effect.gen(function*() {
-      const where = { url, name: freshName(), ttl: contractTtl }
+      const where = { url, name: freshName() }
       const [store, standby] = yield* Effect.all([open(where), open(where)])
       const grant = yield* store.acquire(holder("first"))
       yield* Effect.flip(standby.acquire(holder("second")))
@@ -181,7 +181,7 @@ Server.describeWithAny("PostgresLock", () => {
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       for (const isFenceOld of [false, true]) {
-        const where = { url, name: freshName(), ttl: contractTtl }
+        const where = { url, name: freshName() }
         const [store, standby] = yield* Effect.all([open(where), open(where)])
         yield* store.release(yield* store.acquire(holder("backed up")))
         const [old] = yield* sql<{ epoch: string }>`SELECT epoch::text FROM instance_lock WHERE name = ${where.name}`
@@ -202,7 +202,7 @@ Server.describeWithAny("PostgresLock", () => {
 
   it.live("grants a larger token after its row was deleted and the server's clock set back", () =>
     Effect.gen(function*() {
-      const where = { url, name: freshName(), ttl: contractTtl }
+      const where = { url, name: freshName() }
       const store = yield* open(where)
       yield* store.release(yield* store.acquire(holder("first")))
       const sql = yield* SqlClient.SqlClient
@@ -224,7 +224,7 @@ Server.describeWithAny("PostgresLock", () => {
       )
       const there = new URL(Redacted.value(url))
       there.pathname = database
-      const where = { url: Redacted.make(there.href), name: "1", ttl: contractTtl }
+      const where = { url: Redacted.make(there.href), name: "1" }
       const grant = yield* (yield* open(where)).acquire(holder("first"))
       const elsewhere = Context.get(yield* Layer.build(client(where.url)), SqlClient.SqlClient)
       yield* elsewhere`DROP TABLE instance_lock_fence`
@@ -264,28 +264,41 @@ Server.describeWithAny("PostgresLock", () => {
       const [a, b] = yield* Effect.all([open({ url, name, ttl: Duration.millis(300) }), open({ url, name })])
       const grant = yield* a.acquire(holder("old"))
       const order: Array<string> = []
+      const hasBegun = yield* Latch.make()
+      const mayEnd = yield* Latch.make()
       const writing = yield* Effect.forkChild(
         PostgresLock.fenced({ name })(grant)(
-          Effect.andThen(Effect.sleep("450 millis"), Effect.sync(() => order.push("written")))
+          Effect.andThen(Effect.andThen(hasBegun.open, mayEnd.await), Effect.sync(() => order.push("written")))
         )
       )
-      yield* Effect.sleep("330 millis")
-      yield* inTheEnd(b.acquire(holder("new")))
-      order.push("taken over")
+      yield* hasBegun.await
+      const me = holder("new")
+      const takeover = yield* Effect.forkChild(
+        Effect.tap(inTheEnd(b.acquire(me)), () => Effect.sync(() => order.push("taken over")))
+      )
+      // The lease is over long before that.
+      yield* Effect.sleep("900 millis")
+      yield* mayEnd.open
       yield* Fiber.join(writing)
+      yield* Fiber.join(takeover)
       assert.deepStrictEqual(order, ["written", "taken over"])
     }).pipe(Effect.provide(sql)))
 
   it.live("says so when a write keeps the row busy for too long", () =>
     Effect.gen(function*() {
       const name = freshName()
-      const store = yield* open({ url, name, ttl: Duration.seconds(20) })
-      const grant = yield* store.acquire(holder("first"))
-      const writing = yield* Effect.forkChild(PostgresLock.fenced({ name })(grant)(Effect.sleep("1200 millis")))
-      yield* Effect.sleep("100 millis")
+      const store = yield* open({ url, name, callTimeout: hasty })
+      const grant = yield* inTheEnd(store.acquire(holder("first")))
+      const hasBegun = yield* Latch.make()
+      const mayEnd = yield* Latch.make()
+      const writing = yield* Effect.forkChild(
+        PostgresLock.fenced({ name })(grant)(Effect.andThen(hasBegun.open, mayEnd.await))
+      )
+      yield* hasBegun.await
       const error = yield* Effect.flip(store.renew(grant))
       assert.strictEqual(error._tag, "LockStoreError")
       assert.include(error.message, "busy")
+      yield* mayEnd.open
       yield* Fiber.join(writing)
       yield* store.renew(grant)
     }).pipe(Effect.provide(sql)))
@@ -294,7 +307,7 @@ Server.describeWithAny("PostgresLock", () => {
     Effect.gen(function*() {
       const name = freshName()
       const lock = Effect.map(
-        Layer.build(PostgresLock.layer({ name, ttl, callTimeout })),
+        Layer.build(PostgresLock.layer({ name, ttl: contractTtl, callTimeout: patient })),
         (context) => Context.get(context, LockStore)
       )
       const [a, b] = yield* Effect.all([lock, lock])
@@ -341,12 +354,12 @@ Server.describeWithServer("PostgresLock under faults", () => {
     "postgres",
     Effect.gen(function*() {
       const proxy = yield* FaultProxy.make(server)
-      const where = { name: freshName(), ttl: contractTtl }
+      const where = { name: freshName() }
       const sql = Context.get(yield* Layer.build(client(server.url)), SqlClient.SqlClient)
       return {
         ...proxy,
-        open: inTheEnd(open({ ...where, url: through(proxy) })),
-        openDirectly: inTheEnd(open({ ...where, url: server.url, callTimeout: patient })),
+        open: inTheEnd(open({ ...where, url: through(proxy), callTimeout: hasty })),
+        openDirectly: inTheEnd(open({ ...where, url: server.url })),
         callLimit: Duration.millis(callLimit),
         freeze: server.freeze,
         thaw: server.thaw,
@@ -365,9 +378,9 @@ Server.describeWithServer("PostgresLock under faults", () => {
         const proxy = yield* FaultProxy.make(server)
         const name = freshName()
         const holding = yield* inTheEnd(
-          open({ url: through(proxy), name, ttl: contractTtl, callTimeout: Duration.seconds(4) })
+          open({ url: through(proxy), name, callTimeout: Duration.seconds(4) })
         )
-        const other = yield* open({ url: server.url, name, ttl: contractTtl })
+        const other = yield* open({ url: server.url, name })
         const grant = yield* holding.acquire(holder("first"))
         const sql = yield* SqlClient.SqlClient
         const isWaiting = sql`SELECT 1 FROM pg_stat_activity
@@ -379,7 +392,7 @@ Server.describeWithServer("PostgresLock under faults", () => {
           yield* Effect.repeat(isWaiting, { until: (rows) => rows.length > 0 })
           yield* proxy.halfOpen
         }))
-        const quick = yield* open({ url: server.url, name, ttl: contractTtl })
+        const quick = yield* open({ url: server.url, name })
         yield* inTheEnd(quick.renew(grant))
         yield* other.release(grant)
       }).pipe(Effect.provide(Layer.unwrap(Effect.sync(() => client(server.url))))),
