@@ -88,7 +88,10 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
   readonly isDurable: boolean
   /** Stores a batch and the offset after it in one transaction. Returns the updates that are new, in order. */
   readonly store: (batch: ReadonlyArray<Update>) => Effect.Effect<ReadonlyArray<Update>, InboxError | LeaseLost>
-  /** The handler of this update has ended. Takes effect within the commit interval, and never waits for it. */
+  /**
+   * The handler of this update has ended. Takes effect at once when updates are few, and within the commit interval when
+   * they are many. Never waits for it.
+   */
   readonly finish: (updateId: number) => Effect.Effect<void>
   /**
    * These wait for long, so their content need not stay in memory: within the commit interval only the storage has it.
@@ -131,7 +134,10 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
 }
 
 export interface SqlInboxOptions {
-  /** Finished updates are removed together, at most this long after they ended. 10 ms when not given. */
+  /**
+   * Finished updates are removed at once, but not more often than this: those that end sooner after the last ones are
+   * removed together, at most this long after they ended. 10 ms when not given.
+   */
   readonly commitInterval?: Duration.Input | undefined
 }
 
@@ -212,6 +218,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const finished = new Set<number>()
   /** None of them has ended before this. */
   let finishedSince = 0
+  /** When finished updates were last removed by a transaction of their own. */
+  let committedAt = Number.NEGATIVE_INFINITY
   /** Some updates may have a row of their own. */
   let hasRows = true
   let isSuspected = false
@@ -247,7 +255,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         for (const id of ids) finished.delete(id)
         for (const id of live.done(planned)) finished.add(id)
         if (ids.length < removalMax) finishedSince = began
-        if (finished.size === 0 && live.dueSince === undefined) hasFinished.closeUnsafe()
+        if (dueAt() === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
         return result
       }),
       // A plan is made of what the storage has. Postgres would run two of them at once, and both would move the same rows.
@@ -277,16 +285,21 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const commitAll = Effect.suspend(() =>
     write("remove finished updates", Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
   ).pipe(Effect.repeat({ while: () => finished.size > 0 }))
-  const dueSince = () =>
-    Math.min(
-      finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince,
-      live.dueSince ?? Number.POSITIVE_INFINITY
-    )
+  /**
+   * When to remove what has ended: at once, but one interval apart. Only to split a large batch is worth waiting for its
+   * other updates.
+   */
+  const dueAt = () => {
+    const since = Math.min(finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince, live.dueSince("small"))
+    return Math.min(Math.max(since, committedAt + commitInterval), live.dueSince("large") + commitInterval)
+  }
   // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
-      const wait = dueSince() + commitInterval - now()
-      return wait > 0 ? Effect.sleep(wait) : commit
+      const wait = dueAt() - now()
+      if (wait > 0) return Effect.sleep(wait)
+      committedAt = now()
+      return commit
     })),
     Effect.forever
   )

@@ -29,6 +29,9 @@ const open = (fencingToken = 7n, bot = me.id) =>
     return { inbox: yield* Effect.provideContext(UpdateInbox, context), close: Scope.close(scope, Exit.void) }
   })
 
+const textUpdates = (first: number, count: number) =>
+  Array.from({ length: count }, (_, index) => textUpdate(first + index))
+
 /** What is where. */
 const tables = Effect.map(SqlClient.SqlClient, (sql) => ({
   batches: Effect.map(
@@ -54,50 +57,71 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual(ids(yield* after.inbox.store([textUpdate(3), textUpdate(4)])), [4])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("keeps a batch in one row, and gives what takes longer rows of its own after 10 ms", () =>
+  it.effect("keeps a large batch in one row, and gives what takes longer rows of its own after 10 ms", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
       const { batches, rows } = yield* tables
-      yield* inbox.store([1, 2, 3, 4].map((id) => textUpdate(id)))
-      yield* inbox.finish(1)
-      yield* inbox.finish(2)
+      yield* inbox.store(textUpdates(1, 12))
+      for (const id of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) yield* inbox.finish(id)
       yield* TestClock.adjust("9 millis")
       assert.deepStrictEqual([yield* batches, yield* rows], [[1], []])
       yield* TestClock.adjust("1 millis")
-      assert.deepStrictEqual([yield* batches, yield* rows], [[], [3, 4]])
-      yield* inbox.finish(3)
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [11, 12]])
+      yield* inbox.finish(11)
       yield* TestClock.adjust("10 millis")
-      assert.deepStrictEqual(yield* rows, [4])
-      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [4])
+      assert.deepStrictEqual(yield* rows, [12])
+      assert.deepStrictEqual(ids(yield* inbox.unfinished(all)), [12])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("gives a batch of which something was let go rows of its own after 10 ms, though nothing has ended", () =>
+  it.effect("gives a large batch of which something was let go rows of its own after 10 ms, though nothing has ended", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
       const { batches, rows } = yield* tables
-      yield* inbox.store([1, 2, 3].map((id) => textUpdate(id)))
-      yield* inbox.store([4].map((id) => textUpdate(id)))
+      yield* inbox.store(textUpdates(1, 9))
+      yield* inbox.store(textUpdates(10, 1))
       yield* inbox.letGo([2])
       yield* TestClock.adjust("9 millis")
       assert.deepStrictEqual([yield* batches, yield* rows], [[1, 2], []])
       yield* TestClock.adjust("1 millis")
-      assert.deepStrictEqual([yield* batches, yield* rows], [[2], [1, 2, 3]])
-      for (const id of [1, 2, 3, 4]) yield* inbox.finish(id)
+      assert.deepStrictEqual([yield* batches, yield* rows], [[2], [1, 2, 3, 4, 5, 6, 7, 8, 9]])
+      for (const id of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) yield* inbox.finish(id)
       yield* TestClock.adjust("10 millis")
       assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("removes a batch that has ended within 10 ms, or with the next one", () =>
+  it.effect("removes what has ended of a small batch at once, and then what ended within 10 ms together", () =>
     Effect.gen(function*() {
       const { inbox } = yield* open()
       const { batches, rows } = yield* tables
-      yield* inbox.store([textUpdate(1), textUpdate(2)])
-      yield* inbox.finish(2)
+      yield* inbox.store(textUpdates(1, 4))
       yield* inbox.finish(1)
-      assert.deepStrictEqual(yield* batches, [1])
-      yield* inbox.store([textUpdate(3)])
-      assert.deepStrictEqual(yield* batches, [2])
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [2, 3, 4]])
+      yield* inbox.store(textUpdates(5, 1))
+      yield* inbox.finish(2)
+      yield* TestClock.adjust("3 millis")
+      yield* inbox.finish(5)
+      yield* TestClock.adjust("6 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[2], [2, 3, 4]])
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual([yield* batches, yield* rows], [[], [3, 4]])
+      yield* TestClock.adjust("10 millis")
       yield* inbox.finish(3)
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(yield* rows, [4])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("removes a large batch that has ended within 10 ms, or with the next one", () =>
+    Effect.gen(function*() {
+      const { inbox } = yield* open()
+      const { batches, rows } = yield* tables
+      yield* inbox.store(textUpdates(1, 9))
+      for (const id of [9, 8, 7, 6, 5, 4, 3, 2, 1]) yield* inbox.finish(id)
+      yield* TestClock.adjust("9 millis")
+      assert.deepStrictEqual(yield* batches, [1])
+      yield* inbox.store(textUpdates(10, 9))
+      assert.deepStrictEqual(yield* batches, [2])
+      for (const id of [10, 11, 12, 13, 14, 15, 16, 17, 18]) yield* inbox.finish(id)
       yield* TestClock.adjust("10 millis")
       assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
     }).pipe(Effect.provide(Storage.layerMemory)))

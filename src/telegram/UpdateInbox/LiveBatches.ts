@@ -24,6 +24,10 @@ export interface Plan {
   readonly split: ReadonlyArray<{ readonly batch: Batch; readonly rest: ReadonlyArray<Update> }>
 }
 
+/** Giving that many updates rows of their own costs no more than a transaction without them. */
+const smallMax = 8
+const isSmall = ({ updates }: Batch): boolean => updates.length <= smallMax
+
 export class LiveBatches {
   private readonly batchOf = new Map<number, Batch>()
   /** Those of which something has ended or takes long. */
@@ -89,23 +93,29 @@ export class LiveBatches {
     this.touched.add(batch)
   }
 
-  /** When the storage began to be behind: an update ended that it does not know of, or is to have a row of its own. */
-  get dueSince(): number | undefined {
-    let since: number | undefined
+  /**
+   * When the storage began to be behind: an update ended that it does not know of, or is to have a row of its own. Of
+   * batches that are cheap to split, or of the others. `Infinity` when it is behind with none.
+   */
+  dueSince(kind: "small" | "large"): number {
+    let since = Number.POSITIVE_INFINITY
     for (const batch of this.touched) {
-      if (since === undefined || (batch.dueSince ?? since) < since) since = batch.dueSince
+      if (isSmall(batch) === (kind === "small")) since = Math.min(since, batch.dueSince ?? since)
     }
     return since
   }
 
-  /** What to do about the updates that ended or were let go before `limit`, and about the batch of `updateId`, which needs its own row. */
+  /**
+   * What to do about the batches of which something has ended or was let go: all of the small ones, of the large ones
+   * those for which that was before `limit`, and the one of `updateId`, which needs its own row.
+   */
   plan(limit: number, updateId?: number): Plan {
     const needed = updateId === undefined ? undefined : this.batchOf.get(updateId)
     const ended: Array<Batch> = []
     const due = needed === undefined ? [] : [needed]
     for (const batch of this.touched) {
       if (batch.left === 0) ended.push(batch)
-      else if (batch !== needed && (batch.dueSince ?? limit) <= limit) due.push(batch)
+      else if (batch !== needed && (isSmall(batch) || (batch.dueSince ?? limit) <= limit)) due.push(batch)
     }
     return { ended, split: due.map((batch) => ({ batch, rest: this.restOf(batch) })) }
   }
