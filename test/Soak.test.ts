@@ -40,7 +40,9 @@ describe("Soak", () => {
     () =>
       Effect.gen(function*() {
         const report = yield* run("cycles.mjs", ["--cycles", "30"], { cycles: Schema.Int, refused: Schema.Int })
-        assert.deepStrictEqual(report, { problems: [], cycles: 30, refused: 6 })
+        assert.deepStrictEqual(report.problems, [])
+        assert.isAtLeast(report.cycles, 30)
+        assert.strictEqual(report.refused, report.cycles / 5)
       }),
     limit
   )

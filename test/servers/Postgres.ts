@@ -71,14 +71,9 @@ const childrenOf = (pid: number): ReadonlyArray<number> => {
   if (process.platform !== "linux") {
     return execFileSync("pgrep", ["-P", String(pid)], { encoding: "utf8" }).split("\n").filter(Boolean).map(Number)
   }
-  return readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((child) => {
-    try {
-      return Number(readFileSync(`/proc/${child}/stat`, "utf8").split(") ").at(-1)?.split(" ")[1]) === pid
-    } catch {
-      // It has ended since it was listed.
-      return false
-    }
-  })
+  return readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((child) =>
+    ServerProcess.statusOf(child)?.parent === pid
+  )
 }
 
 export const start = Effect.fnUntraced(function*() {
@@ -111,27 +106,16 @@ export const start = Effect.fnUntraced(function*() {
     return server
   })
   let server = yield* launch
-  const signal = (name: NodeJS.Signals) =>
-    Effect.sync(() => {
-      const { pid } = server.child
-      if (pid === undefined) return
-      // The parent first, so that it starts no more of them.
-      for (const each of [pid, ...childrenOf(pid)]) {
-        try {
-          process.kill(each, name)
-        } catch {
-          // It has ended since it was listed.
-        }
-      }
-    })
-  const thaw = signal("SIGCONT")
+  // The parent first, so that it starts no more of them.
+  const pids = () => server.child.pid === undefined ? [] : [server.child.pid, ...childrenOf(server.child.pid)]
+  const thaw = ServerProcess.thaw(pids)
   const kill = Effect.suspend(() => Effect.andThen(thaw, ServerProcess.kill(server, "SIGQUIT")))
   yield* Effect.addFinalizer(() => kill)
 
   const handle: PostgresServer = {
     port,
     url: Redacted.make(`postgres://postgres@127.0.0.1:${port}/postgres`),
-    freeze: signal("SIGSTOP"),
+    freeze: ServerProcess.freeze(pids),
     thaw,
     kill,
     restart: Effect.gen(function*() {

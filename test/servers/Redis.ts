@@ -100,7 +100,7 @@ export const start = Effect.fnUntraced(function*(
       socket.once("error", (error) => resume(Effect.die(error)))
       return Effect.sync(() => socket.destroy())
     })
-  const signal = (name: NodeJS.Signals) => Effect.sync(() => server.child.kill(name))
+  const pids = () => server.child.pid === undefined ? [] : [server.child.pid]
   const kill = Effect.suspend(() => ServerProcess.kill(server))
 
   const handle: RedisServer = {
@@ -108,8 +108,8 @@ export const start = Effect.fnUntraced(function*(
     url: Redacted.make(`redis://${password === undefined ? "" : `:${password}@`}127.0.0.1:${port}`),
     command,
     flush: command("FLUSHALL"),
-    freeze: signal("SIGSTOP"),
-    thaw: signal("SIGCONT"),
+    freeze: ServerProcess.freeze(pids),
+    thaw: ServerProcess.thaw(pids),
     kill,
     restart: Effect.gen(function*() {
       yield* kill

@@ -4,7 +4,7 @@
  */
 import { Effect, Schedule } from "effect"
 import { type ChildProcess, spawn } from "node:child_process"
-import { accessSync, chownSync, constants, mkdtempSync, rmSync } from "node:fs"
+import { accessSync, chownSync, constants, mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { connect, createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { delimiter, join } from "node:path"
@@ -120,3 +120,42 @@ export const awaitReady = (
 
 export const kill = (server: Running, signal: NodeJS.Signals = "SIGKILL") =>
   Effect.andThen(Effect.sync(() => server.child.kill(signal)), server.exited)
+
+/** Whether a process still runs after SIGSTOP, and what it is the child of. Known on Linux only. */
+export const statusOf = (pid: number): { readonly isStopped: boolean; readonly parent: number } | undefined => {
+  try {
+    const [state, parent] = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ").at(-1)?.split(" ") ?? []
+    return { isStopped: state === "T", parent: Number(parent) }
+  } catch {
+    // It has ended, or there is no /proc.
+    return undefined
+  }
+}
+
+/**
+ * Stops processes from running, and returns when none of them does: a signal that was sent has not yet arrived, and what
+ * they are in the middle of would still be answered. `pids` is asked again, for one may have just started another.
+ */
+export const freeze = (pids: () => ReadonlyArray<number>): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const running = pids().filter((pid) => statusOf(pid)?.isStopped === false)
+    for (const pid of process.platform === "linux" ? running : pids()) send(pid, "SIGSTOP")
+    return running.length === 0 ? Effect.void : Effect.fail("still running")
+  }).pipe(
+    Effect.retry(Schedule.spaced("1 millis")),
+    Effect.timeoutOrElse({ duration: "5 seconds", orElse: () => Effect.die(new Error("the server does not stop")) }),
+    Effect.orDie
+  )
+
+export const thaw = (pids: () => ReadonlyArray<number>): Effect.Effect<void> =>
+  Effect.sync(() => {
+    for (const pid of pids()) send(pid, "SIGCONT")
+  })
+
+const send = (pid: number, signal: NodeJS.Signals): void => {
+  try {
+    process.kill(pid, signal)
+  } catch {
+    // It has ended since it was listed.
+  }
+}
