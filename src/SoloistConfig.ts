@@ -211,7 +211,8 @@ const definitions = {
     variable: "COMMIT_INTERVAL",
     expected: "a duration from 0 to 1 second, such as 10ms",
     shown: "10ms",
-    about: "A handled update leaves the inbox at once. When there are many, those of this time leave it together, and " +
+    about:
+      "A handled update leaves the inbox at once. When there are many, those of this time leave it together, and " +
       "what ended within it before a crash runs again; a longer one writes to the disk less often and repeats more.",
     fallback: Duration.millis(10),
     parse: duration(Duration.zero, Duration.seconds(1))

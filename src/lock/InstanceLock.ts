@@ -97,6 +97,8 @@ export class InstanceLock extends Context.Service<InstanceLock, {
   readonly lost: Effect.Effect<never, LeaseLost>
   /** Fails when the lease cannot be proven right now. Asked before every poll, every handler start and every commit. */
   readonly ensureValid: Effect.Effect<void, LeaseLost>
+  /** The same question without an effect, for what is asked for every update. When it says no, `ensureValid` says why. */
+  readonly isValidUnsafe: () => boolean
   /** Asks the store now instead of waiting for the next renewal: used when a 409 makes the lease doubtful. */
   readonly verify: Effect.Effect<void, LeaseLost>
   /**
@@ -298,9 +300,15 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
       reason: `it could not be renewed for ${Duration.format(trustWindow)}`
     })
 
+  const trustWindowMillis = Duration.toMillis(trustWindow)
+  const trustWindowNanos = BigInt(Math.min(trustWindowMillis * 1_000_000, Number.MAX_SAFE_INTEGER))
+  const isValidUnsafe = () =>
+    lost === undefined && (trustWindowMillis === Number.POSITIVE_INFINITY ||
+      (clock.monotonicTimeNanosUnsafe() - trusted.monotonic < trustWindowNanos &&
+        clock.currentTimeMillisUnsafe() - trusted.wall < trustWindowMillis))
   const ensureValid: Effect.Effect<void, LeaseLost> = Effect.suspend(() => {
-    if (lost !== undefined) return Effect.fail(lost)
-    return Duration.isLessThan(since(trusted), trustWindow) ? Effect.void : lose(unproven())
+    if (isValidUnsafe()) return Effect.void
+    return lost === undefined ? lose(unproven()) : Effect.fail(lost)
   })
 
   /** One renewal. Succeeds with false when the store could not be asked and the trust has not run out. */
@@ -395,6 +403,7 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     fencingToken,
     lost: Deferred.await(loss),
     ensureValid,
+    isValidUnsafe,
     verify: Effect.asVoid(renew),
     handoverRequested: Deferred.await(asked),
     outlived: Deferred.await(expired),

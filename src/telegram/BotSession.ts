@@ -4,11 +4,22 @@
  * sent without a proven lease; no error that leaves here holds the token; and what an update has under way ends with
  * the effect that handles it.
  */
-import { Cause, Clock, Context, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule, Schema } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Redacted,
+  Runtime,
+  Schedule,
+  Schema
+} from "effect"
 import { Api, Bot, BotError, type Transformer } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
-// Effect has nothing that reaches code which is called through promises of a library. Fibers keep the async context.
-import { AsyncLocalStorage } from "node:async_hooks"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import type { LeaseLost } from "../lock/LockStore.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
@@ -16,6 +27,7 @@ import * as Metrics from "../operations/Metrics.ts"
 import { connectBackoff, inSeconds } from "./Backoff.ts"
 import { BotApiError, fromUnknown, isPassing, redact, Unreachable } from "./BotApiError.ts"
 import * as BotFetch from "./BotFetch.ts"
+import * as Handling from "./BotSession/Handling.ts"
 import { makeRun } from "./BotSession/UpdateContext.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
@@ -33,6 +45,17 @@ export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerF
 
 /** The signal that grammY's methods take. Its type is that of a polyfill; every native `AbortSignal` is one. */
 export type ApiSignal = NonNullable<Parameters<Api["getMe"]>[0]>
+
+/**
+ * Begins to handle an update, with the logs, spans, clock and references of `context`. `ended` is told once how it ended,
+ * never before this returns. What is returned interrupts it: its API calls are cancelled at once, and it has ended when
+ * the finalizers of its Effects have, or have taken too long.
+ */
+export type BeginHandling = (
+  update: Update,
+  context: Context.Context<never>,
+  ended: (exit: Exit.Exit<void, HandlerFailed>) => void
+) => () => void
 
 export interface BotSessionOptions {
   readonly token: Redacted.Redacted
@@ -58,6 +81,8 @@ export class BotSession extends Context.Service<BotSession, {
   ) => Effect.Effect<A, BotApiError>
   /** Runs one update through all middleware. Interruption cancels the API calls that its handlers have under way. */
   readonly handle: (update: Update) => Effect.Effect<void, HandlerFailed>
+  /** The same without a fiber, which costs more than all that grammY does for an update. */
+  readonly begin: BeginHandling
 }>()("soloist/telegram/BotSession") {
   /**
    * Asks Telegram who the bot is and opens the session. A refused token fails at once; an unreachable Telegram is waited
@@ -68,21 +93,6 @@ export class BotSession extends Context.Service<BotSession, {
     options: BotSessionOptions
   ): Layer.Layer<BotSession, BotApiError | LeaseLost, InstanceLock> => Layer.effect(BotSession, make(options))
 }
-
-/** What an update that is being handled carries to everything it calls. */
-export interface Handling {
-  /** Aborted when the update is interrupted. Made when it is first asked for: most updates never need one. */
-  readonly signal: () => AbortSignal
-  /** Whether the update was interrupted. Middleware that its promises reach after that must not begin. */
-  readonly isCut: () => boolean
-  /** The context of the fiber that handles the update: logs, spans, clock, references. */
-  readonly context: Context.Context<never>
-  /** Effects that run as handlers of this update. */
-  readonly fibers: Set<Fiber.Fiber<unknown, unknown>>
-}
-
-/** The update that the running code belongs to, if any. For `effectMiddleware`. */
-export const handling = new AsyncLocalStorage<Handling>()
 
 /** How long an interrupted update waits for the finalizers of its effects. */
 const unwindLimit = Duration.seconds(1)
@@ -103,7 +113,8 @@ const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
   bot.botInfo = yield* Effect.raceFirst(options.identity ?? connect(call), lock.lost)
   yield* Effect.addFinalizer(() => Effect.log("Bot session closed"))
   yield* Effect.log("Bot session opened").pipe(Effect.annotateLogs({ bot: `@${bot.botInfo.username}` }))
-  return BotSession.of({ bot, me: bot.botInfo, call, handle: makeHandle(makeRun(bot, client), token) })
+  const begin = makeBegin(makeRun(bot, client), token)
+  return BotSession.of({ bot, me: bot.botInfo, call, begin, handle: (update) => handle(begin, update) })
 })
 
 const clientOf = ({ apiRoot }: BotAddress) =>
@@ -143,48 +154,74 @@ const unanswered = (method: string, limit: Duration.Duration) =>
 const makeCall = (api: Api, { callTimeout, token }: BotAddress): BotSession["Service"]["call"] => {
   const limit = Duration.fromInputUnsafe(callTimeout ?? callTimeoutDefault)
   return (method, run) => {
-    const call = Effect.tryPromise({
-      // grammY types the signal by a polyfill that native signals satisfy in all but the type of their events.
-      try: (signal) => run(api, signal as unknown as ApiSignal),
-      catch: fromUnknown(method, token)
-    })
+    const call = Effect.withFiber((fiber) =>
+      Effect.tryPromise({
+        try: (signal) =>
+          Handling.within(
+            Context.get(fiber.context, Handling.OfFiber),
+            // grammY types the signal by a polyfill that native signals satisfy in all but the type of their events.
+            () => run(api, signal as unknown as ApiSignal)
+          ),
+        catch: fromUnknown(method, token)
+      })
+    )
     return method === "getUpdates"
       ? call
       : Effect.timeoutOrElse(call, { duration: limit, orElse: () => Effect.fail(unanswered(method, limit)) })
   }
 }
 
-const makeHandle = (
-  run: (update: Update) => Promise<unknown>,
-  token: Redacted.Redacted
-): BotSession["Service"]["handle"] => {
+const makeBegin = (run: ReturnType<typeof makeRun>, token: Redacted.Redacted): BeginHandling => {
   const hidden = redact(token)
-  return (update) =>
-    Effect.withFiber((fiber) =>
-      Effect.callback((resume) => {
-        const current = new Handled(fiber.context)
-        handling.run(current, run, update).then(
-          () => resume(Effect.void),
-          (cause) =>
-            resume(Effect.fail(
-              new HandlerFailed({
-                updateId: update.update_id,
-                cause: withoutToken(cause, hidden),
-                isPassing: isPassing(cause)
-              })
-            ))
-        )
-        return Effect.suspend(() => {
-          current.cut()
-          return current.fibers.size === 0 ? Effect.void : unwind(current.fibers)
-        })
-      })
+  const failed = ({ update_id: updateId }: Update, cause: unknown) =>
+    new HandlerFailed({ updateId, cause: withoutToken(cause, hidden), isPassing: isPassing(cause) })
+  return (update, context, ended) => {
+    const handling = new Handled(context)
+    const end = (exit: Exit.Exit<void, HandlerFailed>) => {
+      if (handling.hasEnded) return
+      handling.hasEnded = true
+      ended(exit)
+    }
+    run(update, handling).then(
+      () => {
+        Handling.end(handling)
+        if (!handling.isCut()) end(Exit.void)
+      },
+      (cause) => {
+        Handling.end(handling)
+        if (!handling.isCut()) end(Exit.fail(failed(update, cause)))
+      }
     )
+    return () => {
+      if (handling.hasEnded || handling.isCut()) return
+      handling.cut()
+      const unwinding = Effect.runForkWith(context)(handling.isAlone ? Effect.void : unwind(handling.fibers))
+      unwinding.addObserver(() => end(Exit.interrupt()))
+    }
+  }
 }
 
+const handle = (begin: BeginHandling, update: Update): Effect.Effect<void, HandlerFailed> =>
+  Effect.withFiber((fiber) =>
+    Effect.callback((resume) => {
+      let exit: Exit.Exit<void, HandlerFailed> | undefined
+      let ended = resume
+      const cut = begin(update, fiber.context, (how) => {
+        exit = how
+        ended(how)
+      })
+      return Effect.callback((done) => {
+        if (exit !== undefined) return done(Effect.void)
+        ended = () => done(Effect.void)
+        cut()
+      })
+    })
+  )
+
 /** One of these is made for each update, so what few updates need is made when they ask for it. */
-class Handled implements Handling {
+class Handled implements Handling.Handling {
   readonly context: Context.Context<never>
+  hasEnded = false
   private wasCut = false
   private controller: AbortController | undefined
   private forked: Set<Fiber.Fiber<unknown, unknown>> | undefined
@@ -195,6 +232,11 @@ class Handled implements Handling {
 
   get fibers(): Set<Fiber.Fiber<unknown, unknown>> {
     return this.forked ??= new Set()
+  }
+
+  /** Nothing of it needs to be waited for. */
+  get isAlone(): boolean {
+    return this.forked === undefined || this.forked.size === 0
   }
 
   signal(): AbortSignal {
@@ -215,7 +257,7 @@ class Handled implements Handling {
 
 // Middleware made of promises cannot be stopped: its calls are refused from here on. Effects are waited for, because
 // their finalizers belong to the update, but never for long.
-const unwind = (fibers: Handling["fibers"]) =>
+const unwind = (fibers: Handling.Handling["fibers"]) =>
   Fiber.interruptAll(fibers).pipe(
     Effect.interruptible,
     Effect.timeoutOrElse({
@@ -226,7 +268,7 @@ const unwind = (fibers: Handling["fibers"]) =>
 
 /** Gives every API call of an update's handlers the signal of the update, whether made through `ctx` or `bot.api`. */
 const cancelWithUpdate: Transformer = (next, method, payload, signal) => {
-  const current = handling.getStore()
+  const current = Handling.current()
   if (current === undefined) return next(method, payload, signal)
   const own = current.signal()
   // The same polyfill type as above.

@@ -19,7 +19,8 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type { Context as GrammyContext, StorageAdapter } from "grammy"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
-import { BotSession, handling } from "./BotSession.ts"
+import { BotSession } from "./BotSession.ts"
+import * as Handling from "./BotSession/Handling.ts"
 import { laneOf } from "./Lane.ts"
 
 /** How large one value may be, as JSON in bytes: 64 kB. */
@@ -186,6 +187,8 @@ const makeValue = <A>({ initial, migrate, name, schema }: ChatValueOptions<A>): 
 }
 
 const makeAdapter = Effect.fnUntraced(function*<A>(name: string) {
+  // grammY's session is stored after all that its update has awaited.
+  Handling.follow()
   const { read, remove, write } = yield* ChatState
   const run = Effect.runPromiseWith(yield* Effect.context<never>())
   const at = (key: string): ChatStateAddress => ({ state: name, key })
@@ -193,7 +196,7 @@ const makeAdapter = Effect.fnUntraced(function*<A>(name: string) {
   // Middleware made of promises cannot be stopped. What it stores after its update was cancelled would undo what the
   // next update of the chat has stored.
   const alive = <B>(address: ChatStateAddress, change: Effect.Effect<B, ChatStateError>) => {
-    const isCancelled = handling.getStore()?.signal().aborted === true
+    const isCancelled = Handling.current()?.isCut() === true
     return isCancelled ? Effect.fail(failure(address, new Cancelled())) : change
   }
   const parse = (address: ChatStateAddress, text: string) =>

@@ -17,7 +17,8 @@ import { HttpError, type Transformer } from "grammy"
 import type { ApiError, ApiResponse } from "grammy/types"
 import * as Metrics from "../operations/Metrics.ts"
 import { inSeconds } from "./Backoff.ts"
-import { type ApiSignal, BotSession, handling } from "./BotSession.ts"
+import { type ApiSignal, BotSession } from "./BotSession.ts"
+import * as Handling from "./BotSession/Handling.ts"
 import { chatOf, type Limits, sendingOf, telegramLimits } from "./Outgoing/Limits.ts"
 import * as OutgoingMetrics from "./Outgoing/OutgoingMetrics.ts"
 import * as Pacing from "./Outgoing/Pacing.ts"
@@ -131,7 +132,7 @@ const make = Effect.fnUntraced(function*(options: OutgoingOptions) {
   let isOpen = true
   const transformer: Transformer = (prev, method, payload, signal) => {
     if (!isOpen || method === "getUpdates") return prev(method, payload, signal)
-    const current = handling.getStore()
+    const current = Handling.current()
     const call = {
       method,
       payload,

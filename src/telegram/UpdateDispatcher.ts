@@ -11,7 +11,8 @@
  * ```
  *
  * An update whose handler fails is tried again before the later updates of its chat, which keep their order and wait.
- * Nothing here waits for a turn: each handler is a fiber of its own, and the end of one begins the next.
+ * Nothing here waits for a turn: the end of one handler begins the next. Handlers are a promise each, of grammY's
+ * middleware; a fiber around it is made only for a tracer, which needs one.
  */
 import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Tracer } from "effect"
 import type { Update } from "grammy/types"
@@ -112,6 +113,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const idle = yield* Latch.make(true)
   /** Open while there is something new whose turn may have come. */
   const offered = yield* Latch.make(false)
+  /** Open when nothing is under way that was told to stop. */
+  const allEnded = yield* Latch.make(false)
   const broken = yield* Deferred.make<never, LeaseLost | InboxError>()
   const suspects = yield* Queue.unbounded<Backlogs.Suspect & { readonly lane: Lane<Update> }>()
   /** In the order in which they began. */
@@ -193,32 +196,40 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
       lane,
       update,
       since: Elapsed.millisUnsafe(clock),
-      fiber: undefined,
+      interrupt: notBegunYet,
       isOverdue: false,
       isCut: false
     }
     underWay.add(running)
-    const fiber = start(handle(update))
-    running.fiber = fiber
+    // A lease that is not proven is the business of an effect, which says why.
+    if (beginHandling === undefined || !lock.isValidUnsafe()) return beginFiber(running)
+    running.interrupt = beginHandling(update, context, (exit) => {
+      if (Exit.isSuccess(exit)) inbox.finishUnsafe(update.update_id)
+      ended(running, exit)
+    })
+  }
+  const isTraced = Context.get(context, Tracer.Tracer) !== Tracer.nativeTracer
+  const beginHandling = isTraced ? undefined : handler.begin
+
+  const beginFiber = (running: Running) => {
+    const fiber = start(handle(running.update))
+    running.interrupt = () => fiber.interruptUnsafe()
     fiber.addObserver((exit) => ended(running, exit))
   }
-
-  const finish = (update: Update) => inbox.finish(update.update_id)
   const handle = (update: Update): Effect.Effect<void, HandlerFailed | LeaseLost> =>
-    Effect.flatMap(lock.ensureValid, () => Effect.flatMap(observed(update), () => finish(update)))
-  const observed = Context.get(context, Tracer.Tracer) === Tracer.nativeTracer
-    ? handler.handle
-    : (update: Update) =>
-      Effect.suspend(() => handler.handle(update)).pipe(Effect.withSpan(
-        "process telegram",
-        { kind: "consumer", attributes: { update_id: update.update_id } },
-        // The stack would always be this line, and costs more than the rest of the span.
-        { captureStackTrace: false }
-      ))
+    lock.ensureValid.pipe(Effect.andThen(observed(update)), Effect.andThen(inbox.finish(update.update_id)))
+  const observed = (update: Update) =>
+    Effect.suspend(() => handler.handle(update)).pipe(Effect.withSpan(
+      "process telegram",
+      { kind: "consumer", attributes: { update_id: update.update_id } },
+      // The stack would always be this line, and costs more than the rest of the span.
+      { captureStackTrace: false }
+    ))
 
   const ended = (running: Running, exit: Exit.Exit<void, HandlerFailed | LeaseLost>) => {
     const { lane, update } = running
     underWay.delete(running)
+    if (isStopped && underWay.size === 0) allEnded.openUnsafe()
     if (records.size > 0) {
       const suspected = records.get(update.update_id)?.ended
       if (suspected !== undefined) Deferred.doneUnsafe(suspected, Exit.void)
@@ -376,11 +387,13 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     return count
   })
 
-  const interruptAll = (runs: ReadonlyArray<Running>) =>
-    Effect.suspend(() => {
-      for (const running of runs) running.isCut = true
-      return Fiber.interruptAll(runs.flatMap(({ fiber }) => fiber ?? []))
-    })
+  /** Begins nothing any more, and ends what is under way. */
+  const stop = Effect.suspend(() => {
+    isStopped = true
+    for (const running of underWay) running.isCut = true
+    for (const running of [...underWay]) running.interrupt()
+    return underWay.size === 0 ? Effect.void : allEnded.await
+  })
 
   const drain = yield* Effect.cached(Effect.gen(function*() {
     isDraining = true
@@ -394,7 +407,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     yield* Effect.raceFirst(idle.await, Effect.flip(lock.lost)).pipe(Effect.timeoutOption(drainTimeout))
     isStopped = true
     left += dropAll()
-    yield* interruptAll([...underWay])
+    yield* stop
     yield* Fiber.interruptAll(waitingToRetry)
     const report: DrainReport.DrainReport = {
       finished: finishedInDrain,
@@ -415,10 +428,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 
   // A lost lease ends all handlers at once: somebody else may answer the same users now.
   const guard = Effect.raceFirst(lock.lost, Deferred.await(broken)).pipe(
-    Effect.onError(() => {
-      isStopped = true
-      return interruptAll([...underWay])
-    })
+    Effect.onError(() => stop)
   )
 
   yield* fork("update worker", guard)
@@ -430,7 +440,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     Backlogs.beginSuspects({
       suspects,
       inbox,
-      begin: ({ lane, update }) => isDraining ? leaveUnbegun(lane, update) : begin(lane, update)
+      begin: ({ lane, update }) => isDraining || isStopped ? leaveUnbegun(lane, update) : begin(lane, update)
     })
   )
   // After the workers, so that it runs before their scope would interrupt them.
@@ -447,6 +457,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 const drainMargin = Duration.seconds(2)
 /** Unfinished updates are read from the inbox in pages of at most this size, and at most two pages are in memory. */
 const pageMax = 500
+
+const notBegunYet = () => {}
 
 /** A handler that is under way. */
 interface Running extends HandlerTimeout.Timed {

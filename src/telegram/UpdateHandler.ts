@@ -25,11 +25,15 @@ import type {
 } from "grammy"
 import type { Message, Update } from "grammy/types"
 import type { BotApiError } from "./BotApiError.ts"
-import { BotSession, type HandlerFailed, handling } from "./BotSession.ts"
+import { type BeginHandling, BotSession, type HandlerFailed } from "./BotSession.ts"
+import * as Handling from "./BotSession/Handling.ts"
+import { handlingOf } from "./BotSession/UpdateContext.ts"
 
 export class UpdateHandler extends Context.Service<UpdateHandler, {
   /** Runs one update through all handlers. Interruption ends them and cancels their API calls. */
   readonly handle: (update: Update) => Effect.Effect<void, HandlerFailed>
+  /** The same without a fiber. Whoever brings handlers of another kind may leave it out. */
+  readonly begin?: BeginHandling | undefined
 }>()("soloist/telegram/UpdateHandler") {
   /** Runs `register` once on the open session. Whoever handles updates depends on this layer, so nothing is handled before. */
   static readonly layer = <E, R>(
@@ -40,7 +44,7 @@ export class UpdateHandler extends Context.Service<UpdateHandler, {
       Effect.gen(function*() {
         const session = yield* BotSession
         yield* register
-        return UpdateHandler.of({ handle: session.handle })
+        return UpdateHandler.of({ handle: session.handle, begin: session.begin })
       })
     )
 }
@@ -101,11 +105,13 @@ export const effectMiddleware = <C extends GrammyContext, E, R>(
   Effect.map(Effect.context<HandlerServices<R>>(), (host): MiddlewareFn<C> => {
     const contextOf = nesting(host)
     return (ctx, next) => {
-      const current = handling.getStore()
+      const current = handlingOf(ctx) ?? Handling.current()
       // Between the start of an update and its first handler are promises. A fiber that begins after the update was cut
       // would be waited for by nobody.
       if (current?.isCut() === true) return Promise.reject(new DOMException("The update was interrupted", "AbortError"))
-      const context = current === undefined ? host : contextOf(current.context)
+      const context = current === undefined
+        ? host
+        : Context.add(contextOf(current.context), Handling.OfFiber, current)
       const fiber = Effect.runForkWith(context)(scoped(handler(ctx, rest(next))))
       current?.fibers.add(fiber)
       return new Promise<void>((resolve, reject) => {

@@ -93,6 +93,8 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
    * they are many. Never waits for it.
    */
   readonly finish: (updateId: number) => Effect.Effect<void>
+  /** The same without an effect, for who does it for every update. */
+  readonly finishUnsafe: (updateId: number) => void
   /**
    * These wait for long, so their content need not stay in memory: within the commit interval only the storage has it.
    * Never waits for it. An inbox in memory has no other place.
@@ -155,6 +157,7 @@ const makeMemory = (): UpdateInbox["Service"] => {
   const pageOf = <A>(from: ReadonlyMap<number, A>, { after, limit }: InboxPage): ReadonlyArray<A> =>
     [...from].filter(([id]) => after === undefined || id > after)
       .sort(([a], [b]) => a - b).slice(0, limit).map(([, row]) => row)
+  const finishUnsafe = (updateId: number) => void rows.delete(updateId)
   return {
     isDurable: false,
     store: (batch) =>
@@ -165,7 +168,8 @@ const makeMemory = (): UpdateInbox["Service"] => {
         offset = offsetAfter(batch, offset)
         return fresh
       }),
-    finish: (updateId) => Effect.sync(() => void rows.delete(updateId)),
+    finish: (updateId) => Effect.sync(() => finishUnsafe(updateId)),
+    finishUnsafe,
     unfinished: (page) => Effect.sync(() => pageOf(rows, page)),
     offset: Effect.sync(() => offset),
     backlog: Effect.sync(() => {
@@ -393,6 +397,15 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     return { lanes: all, suspects, hadCrashed }
   })
 
+  const finishUnsafe = (updateId: number) => {
+    const endedAt = now()
+    if (!live.end(updateId, endedAt)) {
+      if (finished.size === 0) finishedSince = endedAt
+      finished.add(updateId)
+    }
+    hasFinished.openUnsafe()
+  }
+
   const hadCrashed = yield* write("open", Effect.suspend(unpack))
   const close = Effect.suspend(() => write("close", table.close(isSuspected)))
   yield* Effect.addFinalizer(() => bounded("The update inbox")(Effect.andThen(commitAll, close)))
@@ -400,15 +413,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   return UpdateInbox.of({
     isDurable: true,
     store: (batch) => batch.length === 0 ? Effect.succeed([]) : store(batch),
-    finish: (updateId) =>
-      Effect.sync(() => {
-        const endedAt = now()
-        if (!live.end(updateId, endedAt)) {
-          if (finished.size === 0) finishedSince = endedAt
-          finished.add(updateId)
-        }
-        hasFinished.openUnsafe()
-      }),
+    finish: (updateId) => Effect.sync(() => finishUnsafe(updateId)),
+    finishUnsafe,
     letGo: (updateIds) =>
       Effect.sync(() => {
         if (live.letGo(updateIds, now())) hasFinished.openUnsafe()

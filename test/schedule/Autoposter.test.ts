@@ -11,7 +11,7 @@ import { Scheduler } from "../../src/schedule/Scheduler.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 import { BotApiError, RateLimited, Refused, Unreachable } from "../../src/telegram/BotApiError.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
-import { me } from "../telegram/ScriptedTelegram.ts"
+import { handlesNothing, me } from "../telegram/ScriptedTelegram.ts"
 import { capture, files, lock, LockControl, type LogLine } from "./fakes.ts"
 
 const at = (iso: string) => Date.parse(iso)
@@ -49,6 +49,7 @@ const world = Effect.gen(function*() {
   const telegram = Layer.mock(BotSession, {
     bot,
     me,
+    begin: handlesNothing,
     call: (method, run) =>
       Effect.suspend(() => {
         const answer = answers[method]?.shift()

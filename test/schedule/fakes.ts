@@ -22,6 +22,7 @@ export const lock = (fencingToken: bigint) =>
         fencingToken,
         lost: Deferred.await(lost),
         ensureValid,
+        isValidUnsafe: () => !Deferred.isDoneUnsafe(lost),
         verify: ensureValid,
         handoverRequested: Effect.never,
         outlived: Effect.never,

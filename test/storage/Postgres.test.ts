@@ -13,7 +13,7 @@ import * as Postgres from "../../src/storage/Postgres.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
-import { me, textUpdate } from "../telegram/ScriptedTelegram.ts"
+import { handlesNothing, me, textUpdate } from "../telegram/ScriptedTelegram.ts"
 import { all, ids } from "../telegram/UpdateInboxTest.ts"
 
 let databases = 0
@@ -41,9 +41,10 @@ const inbox = (fencingToken: bigint, id = me.id) =>
       fencingToken,
       lost: Effect.never,
       ensureValid: Effect.void,
+      isValidUnsafe: () => true,
       verify: Effect.void
     }),
-    Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id } }),
+    Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id }, begin: handlesNothing }),
     Supervisor.layer
   ]))
 const use = <A, E, R>(

@@ -24,7 +24,7 @@ import { on, UpdateHandler, use } from "../../src/telegram/UpdateHandler.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
 import { makeLogs } from "./Logs.ts"
-import { makeTelegram, me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { handlesNothing, makeTelegram, me, settle, textUpdate } from "./ScriptedTelegram.ts"
 
 const lockWith = (fencingToken: bigint) =>
   Layer.mock(InstanceLock, {
@@ -32,9 +32,11 @@ const lockWith = (fencingToken: bigint) =>
     fencingToken,
     lost: Effect.never,
     ensureValid: Effect.void,
+    isValidUnsafe: () => true,
     verify: Effect.void
   })
-const sessionOf = (botId: number) => Layer.mock(BotSession, { bot: new Bot("1:none"), me: { ...me, id: botId } })
+const sessionOf = (botId: number) =>
+  Layer.mock(BotSession, { bot: new Bot("1:none"), me: { ...me, id: botId }, begin: handlesNothing })
 
 /** The state as an instance sees it that holds this fencing token. */
 const stateOf = (fencingToken: bigint, botId = me.id) =>

@@ -16,7 +16,7 @@ import { UpdateDispatcher } from "../../src/telegram/UpdateDispatcher.ts"
 import { UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { makeLogs } from "./Logs.ts"
-import { makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { handlesNothing, makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
 import { all, ids } from "./UpdateInboxTest.ts"
 
 const platform = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer)
@@ -39,7 +39,7 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
       Layer.provideMerge(UpdateDispatcher.layer()),
       Layer.provideMerge(UpdateInbox.layer()),
       Layer.provideMerge(Layer.fresh(Storage.layer({ directory }))),
-      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me })]),
+      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me, begin: handlesNothing })]),
       Layer.provideMerge(Layer.mergeAll(Health.layer, Supervisor.layer)),
       Layer.provide(platform),
       Layer.provideMerge(logs.layer)

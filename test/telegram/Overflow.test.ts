@@ -21,7 +21,7 @@ import { overflowMax } from "../../src/telegram/UpdateDispatcher/Overflow.ts"
 import { UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { InboxError, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { makeLogs } from "./Logs.ts"
-import { makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { handlesNothing, makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
 import { ids } from "./UpdateInboxTest.ts"
 
 const platform = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer)
@@ -54,7 +54,7 @@ const open = Effect.fnUntraced(function*(
     UpdateDispatcher.layer({ handlerTimeout: "1 day", ...options }).pipe(
       Layer.provideMerge(inboxLayer),
       Layer.provideMerge(Layer.fresh(Storage.layer({ directory }))),
-      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me })]),
+      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me, begin: handlesNothing })]),
       Layer.provideMerge(Supervisor.layer),
       Layer.provide(platform),
       Layer.provideMerge(logs.layer)

@@ -74,6 +74,9 @@ export const makeTelegram = Effect.gen(function*() {
   }
 })
 
+/** For sessions that are only asked who the bot is. */
+export const handlesNothing = () => () => {}
+
 /** A lock whose lease the test can lose. */
 export const makeLock = Effect.gen(function*() {
   const lost = yield* Deferred.make<never, LeaseLost>()
@@ -85,6 +88,7 @@ export const makeLock = Effect.gen(function*() {
     fencingToken: 7n,
     lost: Deferred.await(lost),
     ensureValid: check,
+    isValidUnsafe: () => Effect.runSync(Ref.get(held)),
     verify: check,
     handoverRequested: Effect.never,
     outlived: Effect.never,

@@ -9,13 +9,21 @@ import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
-import { me, textUpdate } from "./ScriptedTelegram.ts"
+import { handlesNothing, me, textUpdate } from "./ScriptedTelegram.ts"
 import { all, ids, suite } from "./UpdateInboxTest.ts"
 
 const holder = { owner: "o", pid: 1, host: "h", version: "0", since: 0 }
 const lockWith = (fencingToken: bigint) =>
-  Layer.mock(InstanceLock, { holder, fencingToken, lost: Effect.never, ensureValid: Effect.void, verify: Effect.void })
-const sessionOf = (id: number) => Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id } })
+  Layer.mock(InstanceLock, {
+    holder,
+    fencingToken,
+    lost: Effect.never,
+    ensureValid: Effect.void,
+    isValidUnsafe: () => true,
+    verify: Effect.void
+  })
+const sessionOf = (id: number) =>
+  Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id }, begin: handlesNothing })
 const inbox = (fencingToken = 7n, bot = me.id) =>
   UpdateInbox.layer().pipe(Layer.provide([lockWith(fencingToken), sessionOf(bot), Supervisor.layer]))
 

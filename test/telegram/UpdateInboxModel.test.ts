@@ -39,7 +39,7 @@ import { BotSession } from "../../src/telegram/BotSession.ts"
 import { laneOf } from "../../src/telegram/Lane.ts"
 import { type InboxPage, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
-import { me, textUpdate } from "./ScriptedTelegram.ts"
+import { handlesNothing, me, textUpdate } from "./ScriptedTelegram.ts"
 
 // ---- commands
 
@@ -296,9 +296,10 @@ const openOn = Effect.fnUntraced(function*(
     fencingToken: token,
     lost: Effect.never,
     ensureValid: Effect.void,
+    isValidUnsafe: () => true,
     verify: Effect.void
   })
-  const session = Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id: botId } })
+  const session = Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id: botId }, begin: handlesNothing })
   const scope = yield* Scope.make()
   const context = yield* Layer.buildWithScope(
     Layer.fresh(layer).pipe(Layer.provide([supervisor, lock, session])),

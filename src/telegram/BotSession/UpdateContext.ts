@@ -4,30 +4,67 @@
  * making it costs more than all else that grammY does for an update, and most updates that are not answered need none.
  */
 import { Api, type ApiClientOptions, type Bot, Context } from "grammy"
-import type { Update } from "grammy/types"
+import type { Update, UserFromGetMe } from "grammy/types"
+import * as Handling from "./Handling.ts"
 
 /** Runs one update through all middleware. */
-export const makeRun = (bot: Bot, client: ApiClientOptions): (update: Update) => Promise<unknown> => {
-  const make = () => {
-    const api = new Api(bot.token, client)
-    api.config.use(...bot.api.config.installedTransformers())
-    return api
+export const makeRun = (
+  bot: Bot,
+  client: ApiClientOptions
+): (update: Update, handling: Handling.Handling) => Promise<unknown> => {
+  const { api, botInfo } = bot
+  const makeApi = (handling: Handling.Handling) => {
+    const own = new Api(bot.token, client)
+    // The last one is asked first: the others learn from it whose call it is.
+    own.config.use(
+      ...api.config.installedTransformers(),
+      (next, method, payload, signal) => Handling.within(handling, () => next(method, payload, signal))
+    )
+    return own
   }
-  class UpdateContext extends Context {
-    private own: Api | undefined
-    /** Instead of the field that grammY's constructor sets: what it is given is the API of the bot. */
-    static {
-      Object.defineProperty(UpdateContext.prototype, "api", {
-        get(this: UpdateContext) {
-          return this.own ??= make()
-        },
-        set(this: UpdateContext, api: Api) {
-          this.own = api === bot.api ? undefined : api
-        }
-      })
-    }
-  }
-  return async (update) => bot.middleware()(new UpdateContext(update, bot.api, bot.botInfo), ended)
+  return (update, handling) =>
+    Handling.begin(handling, () => {
+      try {
+        return Promise.resolve(bot.middleware()(new UpdateContext(update, api, botInfo, handling, makeApi), ended))
+      } catch (cause) {
+        return Promise.reject(cause)
+      }
+    })
 }
+
+class UpdateContext extends Context {
+  readonly handling: Handling.Handling
+  private readonly makeApi: (handling: Handling.Handling) => Api
+  private own: Api | undefined
+
+  constructor(
+    update: Update,
+    api: Api,
+    me: UserFromGetMe,
+    handling: Handling.Handling,
+    makeApi: (handling: Handling.Handling) => Api
+  ) {
+    super(update, api, me)
+    this.handling = handling
+    this.makeApi = makeApi
+    this.own = undefined
+  }
+
+  /** Instead of the field that grammY's constructor sets: what it is given is the API of the bot. */
+  static {
+    Object.defineProperty(UpdateContext.prototype, "api", {
+      get(this: UpdateContext) {
+        return this.own ??= this.makeApi(this.handling)
+      },
+      set(this: UpdateContext, api: Api) {
+        this.own = api
+      }
+    })
+  }
+}
+
+/** The update of a context that `makeRun` has made. Plugins may make others. */
+export const handlingOf = (context: Context): Handling.Handling | undefined =>
+  context instanceof UpdateContext ? context.handling : undefined
 
 const ended = () => Promise.resolve()

@@ -2,7 +2,7 @@
  * Cancels handlers that run too long. One watch for all of them, instead of a race for each update: handlers are kept in
  * the order in which they began, so the first is the one whose time ends first.
  */
-import { Duration, Effect, type Fiber, Schema } from "effect"
+import { Duration, Effect, Schema } from "effect"
 import type { Update } from "grammy/types"
 import * as Elapsed from "../../operations/Elapsed.ts"
 import { kindOf } from "../Lane.ts"
@@ -22,7 +22,8 @@ export interface Timed {
   readonly update: Update
   /** When it began, in `Elapsed.millis`. */
   readonly since: number
-  fiber: Fiber.Fiber<void, unknown> | undefined
+  /** Begins to end it, and does not wait. */
+  interrupt: () => void
   isOverdue: boolean
 }
 
@@ -54,7 +55,7 @@ export const watch = (options: {
         yield* Effect.logError("Handler timed out", overrun(update, options.limit)).pipe(
           Effect.annotateLogs({ update_id: update.update_id, kind: kindOf(update) })
         )
-        running.fiber?.interruptUnsafe()
+        running.interrupt()
       }
       yield* Effect.sleep(Math.max(0, next - (yield* Elapsed.millis)))
     }
