@@ -291,10 +291,10 @@ const anyOf = (given: ApiSignal, own: AbortSignal): ApiSignal => {
  */
 const whileLeased = (lock: InstanceLock["Service"], context: Context.Context<never>): Transformer => {
   const run = Effect.runPromiseWith(context)
-  return async (next, method, payload, signal) => {
+  return (next, method, payload, signal) => {
     // Who we are may be asked without a lease; opening the session ends with the lock by itself.
-    if (method !== "getMe") await run(lock.ensureValid)
-    return next(method, payload, signal)
+    if (method === "getMe" || lock.isValidUnsafe()) return next(method, payload, signal)
+    return run(lock.ensureValid).then(() => next(method, payload, signal))
   }
 }
 

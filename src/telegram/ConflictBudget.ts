@@ -58,7 +58,7 @@ export const make = Effect.fnUntraced(function*(budget: Budget) {
     }),
     answered: Effect.suspend(() => {
       hasAnswer = true
-      return refillAfterHealth
+      return spent === 0 ? Effect.succeed(false) : refillAfterHealth
     }),
     disturbed: Effect.sync(interrupted),
     conflict: Effect.fnUntraced(function*(error: BotApiError) {

@@ -2,7 +2,8 @@
  * What the Bot API is called with when the host has not said otherwise: `node:http` with connections that are kept, in
  * the shape of `fetch` as far as grammY uses it. `fetch` of Node 20 takes more than twice its processor time for a poll
  * that brings 100 updates, and more than all of their handling. Effect's own HTTP client is no substitute here: grammY
- * wants promises. The invariant: the connections close with the scope.
+ * wants promises. Polls have a connection of their own that costs still less (`KeepAliveFetch/PollConnection.ts`). The
+ * invariant: the connections close with the scope.
  *
  * Uploads go through `fetch`, which streams them, and so does everything when the host has installed a dispatcher for
  * `fetch`, such as a proxy. `NODE_DEBUG=http` makes Node print addresses, and with them the token, to stderr; the service
@@ -14,6 +15,9 @@ import { Fetch } from "effect/http/FetchHttpClient"
 import * as Http from "node:http"
 import * as Https from "node:https"
 import { urlToHttpOptions } from "node:url"
+import type { ParsedAnswer } from "./KeepAliveFetch/AnswerParser.ts"
+import { PollConnection } from "./KeepAliveFetch/PollConnection.ts"
+import * as SourceText from "./SourceText.ts"
 
 type Fetch = typeof globalThis.fetch
 
@@ -21,23 +25,27 @@ type Fetch = typeof globalThis.fetch
 export const fromContext: Effect.Effect<Fetch, never, Scope.Scope> = Effect.gen(function*() {
   const given = yield* Fetch
   if (given !== original || hasDispatcher()) return given
-  const agents = yield* Effect.acquireRelease(
-    Effect.sync((): Agents => ({
+  const connections = yield* Effect.acquireRelease(
+    Effect.sync((): Connections => ({
       plain: new Http.Agent({ keepAlive: true, timeout: idleMillis }),
-      secure: new Https.Agent({ keepAlive: true, timeout: idleMillis })
+      secure: new Https.Agent({ keepAlive: true, timeout: idleMillis }),
+      polls: new Map()
     })),
-    ({ plain, secure }) =>
+    ({ plain, polls, secure }) =>
       Effect.sync(() => {
         plain.destroy()
         secure.destroy()
+        for (const connection of polls.values()) connection.close()
       })
   )
-  return make(agents)
+  return make(connections)
 })
 
-interface Agents {
+interface Connections {
   readonly plain: Http.Agent
   readonly secure: Https.Agent
+  /** By the origin of the server. */
+  readonly polls: Map<string, PollConnection>
 }
 
 /**
@@ -56,17 +64,36 @@ const hasDispatcher = () => {
   return typeof dispatcher === "object" && dispatcher !== null && dispatcher.constructor.name !== "Agent"
 }
 
-const make = ({ plain, secure }: Agents): Fetch => {
-  const optionsOf = remembered((address): Http.RequestOptions => {
+const make = ({ plain, polls, secure }: Connections): Fetch => {
+  const targetOf = remembered((address): Target => {
     const url = new URL(address)
-    return { ...urlToHttpOptions(url), agent: url.protocol === "https:" ? secure : plain }
+    const options = { ...urlToHttpOptions(url), agent: url.protocol === "https:" ? secure : plain }
+    return { options, url, isPoll: /\/getupdates$/i.test(url.pathname), path: url.pathname + url.search }
   })
+  const connectionTo = (url: URL): PollConnection => {
+    const known = polls.get(url.origin)
+    if (known !== undefined) return known
+    const fresh = new PollConnection(url, idleMillis)
+    polls.set(url.origin, fresh)
+    return fresh
+  }
   return (input, init = {}) => {
     const { body } = init
     const address = String(input instanceof Request ? input.url : input)
     if (typeof body !== "string" || !/^https?:/.test(address)) return original(input, init)
-    return call(optionsOf(address), body, init)
+    const target = targetOf(address)
+    const connection = target.isPoll ? connectionTo(target.url) : undefined
+    return connection === undefined || connection.isBusy
+      ? call(target.options, body, init)
+      : connection.post(target.path, body, init.signal).then(answer)
   }
+}
+
+interface Target {
+  readonly options: Http.RequestOptions
+  readonly url: URL
+  readonly isPoll: boolean
+  readonly path: string
 }
 
 const call = (to: Http.RequestOptions, body: string, init: RequestInit): Promise<Response> =>
@@ -81,7 +108,13 @@ const call = (to: Http.RequestOptions, body: string, init: RequestInit): Promise
       const parts: Array<Buffer> = []
       message.on("data", (part: Buffer) => parts.push(part))
       message.on("error", reject)
-      message.on("end", () => resolve(answer(Buffer.concat(parts).toString("utf8"), message)))
+      message.on("end", () =>
+        resolve(answer({
+          content: Buffer.concat(parts).toString("utf8"),
+          headers: new Map(Object.entries(message.headers).map(([name, value]) => [name, String(value)])),
+          status: message.statusCode ?? 200,
+          statusText: message.statusMessage ?? ""
+        })))
     }
     const request = (to.protocol === "https:" ? Https : Http).request(options, answered)
     request.on("error", reject)
@@ -121,13 +154,13 @@ class Answer {
   readonly status: number
   readonly statusText: string
   private readonly content: string
-  private readonly message: Http.IncomingMessage
+  private readonly said: ParsedAnswer["headers"]
 
-  constructor(content: string, message: Http.IncomingMessage) {
+  constructor({ content, headers, status, statusText }: Omit<ParsedAnswer, "isReusable">) {
     this.content = content
-    this.message = message
-    this.status = message.statusCode ?? 200
-    this.statusText = message.statusMessage ?? ""
+    this.said = headers
+    this.status = status
+    this.statusText = statusText
   }
 
   get ok(): boolean {
@@ -135,11 +168,11 @@ class Answer {
   }
 
   get headers(): Headers {
-    return new Headers(Object.entries(this.message.headers).map(([name, value]) => [name, String(value)]))
+    return new Headers([...this.said])
   }
 
   async json(): Promise<unknown> {
-    return JSON.parse(this.content)
+    return SourceText.parse(this.content)
   }
 
   async text(): Promise<string> {
@@ -148,5 +181,4 @@ class Answer {
 }
 
 // `fetch` promises a whole Response; whom this is for never asks for the rest of it.
-const answer = (content: string, message: Http.IncomingMessage): Response =>
-  new Answer(content, message) as unknown as Response
+const answer = (parsed: Omit<ParsedAnswer, "isReusable">): Response => new Answer(parsed) as unknown as Response

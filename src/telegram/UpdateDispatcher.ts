@@ -368,7 +368,8 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
       const rest = taken === updates.length ? Effect.void : Effect.andThen(room.await, offer(updates, taken))
       return ids.length === 0 ? rest : Effect.andThen(inbox.letGo(ids), rest)
     })
-  const beginOffered = offered.await.pipe(
+  // A latch wakes whoever waits within the call that opens it, and the next poll is not on its way then.
+  const beginOffered = Effect.andThen(offered.await, Effect.yieldNow).pipe(
     Effect.andThen(Effect.sync(() => {
       offered.closeUnsafe()
       beginNext()

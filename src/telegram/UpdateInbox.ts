@@ -309,7 +309,10 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   )
 
   const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
-    const candidates = recent.unknownOf(batch).filter(({ update_id: id }) => !live.has(id))
+    const unknown = recent.unknownOf(batch)
+    const candidates = unknown.some(({ update_id: id }) => live.has(id))
+      ? unknown.filter(({ update_id: id }) => !live.has(id))
+      : unknown
     const storedAt = clock.currentTimeMillisUnsafe()
     const batchId = live.next()
     const keep = (fresh: ReadonlyArray<Update>) =>

@@ -12,10 +12,11 @@
  * The first poll, and the first after a failure of the network, does not wait for updates: it tells at once whether
  * Telegram answers. Closing aborts the parked poll, which loses nothing, and confirms what is stored.
  */
-import { Clock, Context, Deferred, Duration, Effect, Layer, Metric, Pull, Schedule } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Fiber, Latch, Layer, Metric, Pull, Schedule, Tracer } from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import type { LeaseLost } from "../lock/LockStore.ts"
+import * as Elapsed from "../operations/Elapsed.ts"
 import type { Health } from "../operations/Health.ts"
 import * as Metrics from "../operations/Metrics.ts"
 import { bounded } from "../operations/Release.ts"
@@ -72,15 +73,23 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const { fork } = yield* Supervisor
   const pollTimeout = Duration.fromInputUnsafe(options.pollTimeout ?? pollTimeoutDefault)
   const answerLimit = Duration.sum(pollTimeout, answerMargin)
+  const clock = yield* Clock.Clock
+  const context = yield* Effect.context<never>()
   const health = yield* PollHealth.make({ answerLimit })
   const budget = yield* Conflicts.make(options.conflicts ?? {})
   const networkWait = yield* waits(networkBackoff)
   const ready = yield* Deferred.make<void>()
   const outcomes = Metrics.labelled(Metrics.pollRequests, ["outcome"])
+  const polledOk = outcomes("ok")
 
   let offset = 0
   let polledOffset: number | undefined
   let isProbe = true
+  /** Something has failed since the last answer. */
+  let isDisturbed = false
+  let underWay: Poll | undefined
+  /** Open while a poll is under way, and for a while after. */
+  const isAsking = yield* Latch.make(false)
 
   const getUpdates = (parameters: { readonly limit: number; readonly timeout: Duration.Duration }) =>
     session.call("getUpdates", (api, signal) => {
@@ -93,23 +102,61 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
       }, signal)
     })
 
-  const ask = Effect.suspend(() => getUpdates({ limit: batchMax, timeout: isProbe ? Duration.zero : pollTimeout }))
-    .pipe(
-      Effect.timeoutOrElse({ duration: answerLimit, orElse: () => Effect.fail(unanswered(answerLimit)) }),
-      Effect.flatMap(updatesOf),
-      Effect.withSpan("poll telegram", { kind: "client" }, { captureStackTrace: false })
-    )
-
-  const answered = Effect.gen(function*() {
-    isProbe = false
-    yield* networkWait.reset
-    yield* Metric.update(outcomes("ok"), 1)
-    const isForgiven = yield* budget.answered
-    if (isForgiven) yield* health.conflictsOver
-    yield* health.polled
-    if (yield* Deferred.succeed(ready, undefined)) {
-      yield* Effect.log("BOT READY").pipe(Effect.annotateLogs({ bot: `@${session.me.username}` }))
+  // The request leaves in the same turn of the event loop in which the last batch was stored, before any handler begins:
+  // Telegram makes the next batch while they run. So nothing here may give way, and no poll has a timer of its own.
+  const askInTime = Effect.suspend(() =>
+    Effect.forkChild(getUpdates({ limit: batchMax, timeout: isProbe ? Duration.zero : pollTimeout }), {
+      startImmediately: true
+    })
+  ).pipe(
+    Effect.flatMap((fiber) => {
+      const poll = { fiber, since: Elapsed.millisUnsafe(clock), isGivenUp: false }
+      underWay = poll
+      isAsking.openUnsafe()
+      return Effect.flatMap(Fiber.await(fiber), (exit) => {
+        underWay = undefined
+        return poll.isGivenUp ? Effect.fail(unanswered(answerLimit)) : exit
+      })
+    }),
+    Effect.flatMap(updatesOf)
+  )
+  /** Looks after all polls, for ever. */
+  const giveUpUnanswered = Effect.gen(function*() {
+    while (true) {
+      const poll = underWay
+      if (poll === undefined) {
+        isAsking.closeUnsafe()
+        yield* isAsking.await
+        continue
+      }
+      const left = poll.since + Duration.toMillis(answerLimit) - (yield* Elapsed.millis)
+      if (left > 0) {
+        yield* Effect.sleep(left)
+        continue
+      }
+      poll.isGivenUp = true
+      yield* Fiber.interrupt(poll.fiber)
     }
+  })
+  const ask = Context.get(context, Tracer.Tracer) === Tracer.nativeTracer
+    ? askInTime
+    : askInTime.pipe(Effect.withSpan("poll telegram", { kind: "client" }, { captureStackTrace: false }))
+
+  const answered = Effect.suspend(() => {
+    const wasDisturbed = isDisturbed
+    isProbe = false
+    isDisturbed = false
+    polledOk.updateUnsafe(1, context)
+    return (wasDisturbed ? networkWait.reset : Effect.void).pipe(
+      Effect.andThen(budget.answered),
+      Effect.flatMap((isForgiven) => isForgiven ? health.conflictsOver : Effect.void),
+      Effect.andThen(health.polled),
+      Effect.andThen(Deferred.isDoneUnsafe(ready) ? Effect.void : becomeReady)
+    )
+  })
+  const becomeReady = Effect.gen(function*() {
+    yield* Deferred.succeed(ready, undefined)
+    yield* Effect.log("BOT READY").pipe(Effect.annotateLogs({ bot: `@${session.me.username}` }))
   })
 
   /** Stored and counted as one step: an interruption in between would repeat the batch to nobody's use. */
@@ -124,7 +171,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const poll = Effect.gen(function*() {
     yield* lock.ensureValid
     yield* budget.began
-    const started = yield* Clock.monotonicTimeNanos
+    const started = Elapsed.millisUnsafe(clock)
     const wasProbe = isProbe
     const batch = yield* ask
     yield* answered
@@ -135,8 +182,8 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
       if (fresh.length > 0) return
     }
     if (wasProbe) return
-    const elapsed = Duration.nanos((yield* Clock.monotonicTimeNanos) - started)
-    if (Duration.isLessThan(elapsed, emptyPollPause)) yield* Effect.sleep(Duration.subtract(emptyPollPause, elapsed))
+    const pause = Duration.toMillis(emptyPollPause) - (Elapsed.millisUnsafe(clock) - started)
+    if (pause > 0) yield* Effect.sleep(pause)
   })
 
   const waitBeforeRetry = Effect.fnUntraced(function*(wait: Duration.Duration) {
@@ -154,6 +201,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
         return Effect.andThen(disturbed("rate_limited", error), waitBeforeRetry(error.retryAfter))
       case "Unreachable":
         isProbe = true
+        isDisturbed = true
         return disturbed("network", error).pipe(
           Effect.andThen(networkWait.next(error)),
           Effect.flatMap(waitBeforeRetry)
@@ -201,7 +249,8 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
     if (left > 0) yield* Effect.log("Updates of the previous run resumed").pipe(Effect.annotateLogs({ updates: left }))
     offset = yield* inbox.offset
     yield* announce
-    return yield* poll.pipe(Effect.catchTag("BotApiError", recover), Effect.forever)
+    // Without giving way in between, so that the next request leaves before handlers begin.
+    return yield* poll.pipe(Effect.catchTag("BotApiError", recover), Effect.forever({ disableYield: true }))
   })
 
   // Not when nothing new was stored since: Telegram would hold a poll that repeats its offset for three seconds, and it
@@ -219,20 +268,30 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
 
   yield* Effect.addFinalizer(() => bounded("The confirmation of the last updates", confirmLimit)(confirm))
   yield* fork("poll watchdog", health.watch)
+  yield* fork("poll watchdog", giveUpUnanswered)
   yield* fork("update poller", run)
   return UpdatePoller.of({ ready: Deferred.await(ready), lastPoll: health.lastPoll })
 })
 
+/** A poll that Telegram has not answered yet. */
+interface Poll {
+  readonly fiber: Fiber.Fiber<unknown, BotApiError>
+  /** When it began, in `Elapsed.millis`. */
+  readonly since: number
+  isGivenUp: boolean
+}
+
 /** Steps through a schedule that has no end. */
 const waits = Effect.fnUntraced(function*(schedule: Schedule.Schedule<Duration.Duration, BotApiError>) {
-  let step = yield* Schedule.toStep(schedule)
+  const begin = Schedule.toStep(schedule)
+  let step = yield* begin
   return {
     next: (error: BotApiError) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) => step(now, error)).pipe(
         Pull.catchDone(() => Effect.fail(error)),
         Effect.map(([, wait]) => wait)
       ),
-    reset: Effect.map(Schedule.toStep(schedule), (fresh) => {
+    reset: Effect.map(begin, (fresh) => {
       step = fresh
     })
   }

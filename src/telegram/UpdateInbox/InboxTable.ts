@@ -11,6 +11,7 @@ import type { SqlClient, SqlError } from "effect/sql"
 import type { Update } from "grammy/types"
 import { LeaseLost } from "../../lock/LockStore.ts"
 import { laneOf } from "../Lane.ts"
+import * as SourceText from "../SourceText.ts"
 import type { DeadLetter, InboxPage, Leftover } from "../UpdateInbox.ts"
 
 export const make = ({ botId, fencingToken, sql }: {
@@ -271,7 +272,8 @@ const encode = (update: Update): string =>
     () => JSON.stringify({ update_id: update.update_id })
   )
 const encodeAll = (updates: ReadonlyArray<Update>): string =>
-  Option.getOrElse(Option.liftThrowable(() => JSON.stringify(updates))(), () => `[${updates.map(encode).join(",")}]`)
+  SourceText.of(updates) ??
+    Option.getOrElse(Option.liftThrowable(() => JSON.stringify(updates))(), () => `[${updates.map(encode).join(",")}]`)
 
 // What is stored here was an update when it came from Telegram; a row that is not even JSON was damaged since.
 const decode = <A>(payload: string): A | undefined =>

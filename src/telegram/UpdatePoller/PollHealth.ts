@@ -3,7 +3,7 @@
  * the time in which one must be, whatever the reason. A bot that can send but is deaf is not healthy; a bot whose
  * handlers are behind is only late, and says so.
  */
-import { Clock, Duration, Effect, Metric } from "effect"
+import { Clock, Duration, Effect } from "effect"
 import * as Elapsed from "../../operations/Elapsed.ts"
 import { Health } from "../../operations/Health.ts"
 import * as Metrics from "../../operations/Metrics.ts"
@@ -15,6 +15,8 @@ const watchPeriod = Duration.seconds(5)
 
 export const make = Effect.fnUntraced(function*(options: { readonly answerLimit: Duration.Duration }) {
   const health = yield* Health
+  const clock = yield* Clock.Clock
+  const context = yield* Effect.context<never>()
   const failAfter = Duration.times(options.answerLimit, 2)
   let quietSince = yield* Elapsed.millis
   let lastPoll: number | undefined
@@ -45,21 +47,18 @@ export const make = Effect.fnUntraced(function*(options: { readonly answerLimit:
       yield* health.report(lastPollKey, { ...observed, status: "pass" })
     }
   })
-  const isDue = Effect.map(Elapsed.millis, (now) => now - lastReport >= Duration.toMillis(watchPeriod))
-
   yield* health.report(conflictsKey, { status: "pass", observedValue: 0 })
   yield* report
   return {
     lastPoll: Effect.sync(() => lastPoll),
     /** A poll was answered. */
-    polled: Effect.gen(function*() {
-      const now = yield* Clock.currentTimeMillis
+    polled: Effect.suspend(() => {
       const isNews = lastPoll === undefined || trouble !== undefined
-      lastPoll = now
-      quietSince = yield* Elapsed.millis
+      lastPoll = clock.currentTimeMillisUnsafe()
+      quietSince = Elapsed.millisUnsafe(clock)
       trouble = undefined
-      yield* Metric.update(Metrics.pollLastSuccess, now / 1000)
-      if (isNews || (yield* isDue)) yield* report
+      Metrics.pollLastSuccess.updateUnsafe(lastPoll / 1000, context)
+      return isNews || quietSince - lastReport >= Duration.toMillis(watchPeriod) ? report : Effect.void
     }),
     /** A poll has failed; the next one may work. */
     disturbed: (reason: string) =>
