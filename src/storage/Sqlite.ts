@@ -11,6 +11,7 @@ import * as SqlError from "effect/sql/SqlError"
 import * as Statement from "effect/sql/Statement"
 import Database from "libsql"
 import { DeferredFlush } from "./DeferredFlush.ts"
+import * as Script from "./Script.ts"
 
 /** Writers of other processes wait here, and not in the middle of their work. */
 const beginTransaction = "BEGIN IMMEDIATE"
@@ -104,7 +105,40 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   }
 
   const gate = yield* Semaphore.make(1)
-  return yield* SqlClient.make({
+  const rollBack = () => {
+    try {
+      database.exec("ROLLBACK")
+    } catch {
+      // After some failures, such as a full disk, SQLite has done so by itself.
+    }
+  }
+  const runPrepared = (text: string, use: (statement: Database.Statement) => unknown) => {
+    const statement = prepared.take(text)
+    const result = use(statement)
+    prepared.giveBack(text, statement)
+    return result
+  }
+  const hasRow = (statement: Database.Statement, parameters: ReadonlyArray<unknown>) =>
+    statement.raw(true).all(parameters).length > 0
+  const script: Script.Run = (guard, statements) =>
+    gate.withPermit(attempt("run a script", () => {
+      defer(false)
+      database.exec(beginTransaction)
+      try {
+        if (!runPrepared(guard.text, (statement) => hasRow(statement, guard.parameters))) {
+          rollBack()
+          return false
+        }
+        for (const { parameters, text } of statements) runPrepared(text, (statement) => statement.run(parameters))
+        database.exec("COMMIT")
+        return true
+      } catch (cause) {
+        rollBack()
+        throw cause
+      }
+    }))
+
+  const client = yield* SqlClient.make({
     acquirer: gate.withPermit(Effect.succeed(connection)),
     transactionAcquirer: Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
@@ -119,6 +153,8 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     driver: "sqlite",
     spanAttributes: [["db.system.name", "sqlite"]]
   })
+  Script.enable(client, script)
+  return client
 })
 
 const noRows: Array<never> = []

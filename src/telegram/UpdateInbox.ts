@@ -21,6 +21,7 @@ import { DeferredFlush } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
+import type { StoredBatch } from "./UpdateInbox/InboxTable.ts"
 import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
 import { RecentIds } from "./UpdateInbox/RecentIds.ts"
 
@@ -257,15 +258,19 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     ).pipe(
       Effect.map(({ began, ids, planned, result }) => {
         for (const id of ids) finished.delete(id)
-        for (const id of live.done(planned)) finished.add(id)
         if (ids.length < removalMax) finishedSince = began
-        if (dueAt() === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
+        followed(planned)
         return result
       }),
       // A plan is made of what the storage has. Postgres would run two of them at once, and both would move the same rows.
       turns.withPermit,
       Effect.uninterruptible
     )
+
+  const followed = (plan: Plan) => {
+    for (const id of live.done(plan)) finished.add(id)
+    if (dueAt() === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
+  }
 
   const remove = (ids: ReadonlyArray<number>) =>
     Effect.andThen(table.remove(ids), Effect.map(table.hasRows, (has) => void (hasRows = has)))
@@ -308,6 +313,22 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     Effect.forever
   )
 
+  /** Stores a batch when nothing else is to be done than to remove whole ones. Returns whether it was. */
+  const storeAtOnce = (batch: StoredBatch & { readonly updates: ReadonlyArray<Update> }, offset: number) => {
+    const script = table.storeAtOnce
+    if (script === undefined || batch.updates.length === 0) return Effect.succeed(false)
+    const run = Effect.suspend(() => {
+      if (hasRows || finished.size > 0) return Effect.succeed(false)
+      const plan = live.plan(now() - commitInterval)
+      if (plan.split.length > 0) return Effect.succeed(false)
+      return Effect.map(script(batch, offset, plan.ended.map(({ id }) => id)), () => {
+        followed(plan)
+        return true
+      })
+    })
+    return turns.withPermit(attempt("store a batch", run))
+  }
+
   const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
     const unknown = recent.unknownOf(batch)
     const candidates = unknown.some(({ update_id: id }) => live.has(id))
@@ -315,6 +336,12 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       : unknown
     const storedAt = clock.currentTimeMillisUnsafe()
     const batchId = live.next()
+    const offset = offsetAfter(batch, 0)
+    if (yield* storeAtOnce({ id: batchId, updates: candidates, storedAt }, offset)) {
+      live.add(batchId, candidates, storedAt)
+      recent.add(candidates)
+      return candidates
+    }
     const keep = (fresh: ReadonlyArray<Update>) =>
       fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(batchId, fresh, storedAt), fresh)
     const fresh = yield* write(
@@ -324,7 +351,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         table.knownOf(candidates),
         (known) => keep(known.size === 0 ? candidates : candidates.filter(({ update_id: id }) => !known.has(id)))
       ),
-      { offset: offsetAfter(batch, 0) }
+      { offset }
     )
     live.add(batchId, fresh, storedAt)
     recent.add(candidates)

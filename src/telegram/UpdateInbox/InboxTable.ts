@@ -10,6 +10,7 @@ import { Effect, Option } from "effect"
 import type { SqlClient, SqlError } from "effect/sql"
 import type { Update } from "grammy/types"
 import { LeaseLost } from "../../lock/LockStore.ts"
+import * as Script from "../../storage/Script.ts"
 import { laneOf } from "../Lane.ts"
 import * as SourceText from "../SourceText.ts"
 import type { DeadLetter, InboxPage, Leftover } from "../UpdateInbox.ts"
@@ -61,19 +62,58 @@ export const make = ({ botId, fencingToken, sql }: {
     return sql.unsafe(insertText(updates.length), parameters)
   }
 
+  const fenceText = (nextOffset: string) =>
+    `INSERT INTO update_offset (bot_id, next_offset, fencing_token) VALUES (${parameter(1)}, ${parameter(2)}, ${
+      parameter(3)
+    })
+    ON CONFLICT (bot_id) DO UPDATE SET next_offset = ${nextOffset}, fencing_token = excluded.fencing_token
+    WHERE update_offset.fencing_token <= excluded.fencing_token RETURNING bot_id`
+  const fenceTexts = {
+    asks: fenceText("update_offset.next_offset"),
+    confirms: fenceText("excluded.next_offset")
+  }
+  const insertBatchText = `INSERT INTO update_batches (bot_id, batch_id, payload, stored_at) VALUES (${
+    [1, 2, 3, 4].map(parameter).join(", ")
+  })`
+  const removeBatchesText = `DELETE FROM update_batches WHERE bot_id = ${parameter(1)} AND batch_id IN ${
+    isPostgres
+      ? `(SELECT value::bigint FROM json_array_elements_text(${parameter(2)}::json))`
+      : `(SELECT value FROM json_each(${parameter(2)}))`
+  }`
+  const runScript = Script.of(sql)
+
+  const fenceOf = (offset: number | undefined): Script.Statement => ({
+    text: offset === undefined ? fenceTexts.asks : fenceTexts.confirms,
+    parameters: [botId, offset ?? 0, fencingToken]
+  })
+  const insertionOf = (batchId: number, updates: ReadonlyArray<Update>, storedAt: number): Script.Statement => ({
+    text: insertBatchText,
+    parameters: [botId, batchId, encodeAll(updates), storedAt]
+  })
+  const removalOf = (batchIds: ReadonlyArray<number>): Script.Statement => ({
+    text: removeBatchesText,
+    parameters: [botId, JSON.stringify(batchIds)]
+  })
+  const run = ({ parameters, text }: Script.Statement) => sql.unsafe(text, parameters)
+
   return {
     /** Refuses a former holder. Without `offset` it only asks. */
     fence: (offset: number | undefined): Effect.Effect<void, SqlError.SqlError | LeaseLost> =>
-      Effect.andThen(
-        limits,
-        sql`INSERT INTO update_offset (bot_id, next_offset, fencing_token)
-        VALUES (${botId}, ${offset ?? 0}, ${fencingToken})
-        ON CONFLICT (bot_id) DO UPDATE SET
-          next_offset = ${offset === undefined ? sql.literal("update_offset.next_offset") : sql`excluded.next_offset`},
-          fencing_token = excluded.fencing_token
-        WHERE update_offset.fencing_token <= excluded.fencing_token
-        RETURNING bot_id`
-      ).pipe(Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)),
+      Effect.andThen(limits, run(fenceOf(offset))).pipe(
+        Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)
+      ),
+
+    /** Stores a batch and removes others, a whole transaction of its own. Not every storage can do that in one go. */
+    storeAtOnce: runScript &&
+      ((
+        batch: StoredBatch & { readonly updates: ReadonlyArray<Update> },
+        offset: number,
+        ended: ReadonlyArray<number>
+      ) =>
+        runScript(
+          fenceOf(offset),
+          [...(ended.length === 0 ? [] : [removalOf(ended)]), insertionOf(batch.id, batch.updates, batch.storedAt)]
+        ).pipe(Effect.flatMap((isHeld) => isHeld ? Effect.void : Effect.fail(superseded())))),
 
     /** Opens a run. Returns whether the last one was left open. */
     open: Effect.flatMap(
@@ -118,11 +158,9 @@ export const make = ({ botId, fencingToken, sql }: {
       sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND update_id IN ${idsOf(ids)}`,
 
     insertBatch: (batchId: number, updates: ReadonlyArray<Update>, storedAt: number) =>
-      sql`INSERT INTO update_batches (bot_id, batch_id, payload, stored_at)
-        VALUES (${botId}, ${batchId}, ${encodeAll(updates)}, ${storedAt})`,
+      run(insertionOf(batchId, updates, storedAt)),
 
-    removeBatches: (batchIds: ReadonlyArray<number>) =>
-      sql`DELETE FROM update_batches WHERE bot_id = ${botId} AND batch_id IN ${idsOf(batchIds)}`,
+    removeBatches: (batchIds: ReadonlyArray<number>) => run(removalOf(batchIds)),
 
     /** The first batch after this one. */
     batchAfter: (batchId: number): Effect.Effect<StoredBatch | undefined, SqlError.SqlError> =>
