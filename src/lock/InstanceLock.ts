@@ -301,11 +301,9 @@ const make = Effect.fnUntraced(function*(options: InstanceLockOptions) {
     })
 
   const trustWindowMillis = Duration.toMillis(trustWindow)
-  const trustWindowNanos = BigInt(Math.min(trustWindowMillis * 1_000_000, Number.MAX_SAFE_INTEGER))
   const isValidUnsafe = () =>
-    lost === undefined && (trustWindowMillis === Number.POSITIVE_INFINITY ||
-      (clock.monotonicTimeNanosUnsafe() - trusted.monotonic < trustWindowNanos &&
-        clock.currentTimeMillisUnsafe() - trusted.wall < trustWindowMillis))
+    lost === undefined &&
+    (trustWindowMillis === Number.POSITIVE_INFINITY || Duration.toMillis(since(trusted)) < trustWindowMillis)
   const ensureValid: Effect.Effect<void, LeaseLost> = Effect.suspend(() => {
     if (isValidUnsafe()) return Effect.void
     return lost === undefined ? lose(unproven()) : Effect.fail(lost)

@@ -8,7 +8,7 @@ import { Clock, Effect } from "effect"
  * Whole milliseconds since some moment; only differences mean something. Whole ones, because timers are: with fractions
  * a wait may end a little before what it was for.
  */
-export const millisUnsafe = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe() / 1_000_000n)
+export const millisUnsafe = (clock: Clock.Clock): number => Math.floor(Number(clock.monotonicTimeNanosUnsafe()) / 1e6)
 
 /** The same as an effect. */
 export const millis: Effect.Effect<number> = Effect.map(Clock.Clock, millisUnsafe)

@@ -1,10 +1,21 @@
 /**
- * Commits that do not wait for the disk. Each `fsync` holds up the whole process, for 0.2 ms on a good disk and for tens
- * of milliseconds on a cheap one, and not every commit needs one. The invariant: a process that crashes loses nothing that
- * was committed, in either mode; when the machine loses power, the storage goes back to a moment after the last commit
- * that waited, never to half of a transaction.
+ * Commits that do not wait for the disk. Each `fsync` takes 0.2 ms on a good disk and tens of milliseconds on a cheap one,
+ * and within a commit it holds up the whole process. Not every commit needs one, and where one is needed later, `flush`
+ * waits for it beside everything else. The invariant: a process that crashes loses nothing that was committed, in either
+ * mode; when the machine loses power, the storage goes back to a moment after the last commit that waited and the last
+ * flush that has ended, never to half of a transaction.
  */
-import { Context } from "effect"
+import { Context, Effect } from "effect"
+import type { SqlClient } from "effect/sql/SqlClient"
+import type { SqlError } from "effect/sql/SqlError"
 
 /** Whether transactions that begin here may commit without waiting for the disk. Storages that cannot do so wait. */
 export const DeferredFlush = Context.Reference<boolean>("soloist/storage/DeferredFlush", { defaultValue: () => false })
+
+const flushes = new WeakMap<SqlClient, Effect.Effect<void, SqlError>>()
+
+/** Says how this storage, which does not wait, waits later. */
+export const enableFlush = (sql: SqlClient, flush: Effect.Effect<void, SqlError>): void => void flushes.set(sql, flush)
+
+/** Waits until the disk has all that was committed. Has nothing to wait for where each commit has waited. */
+export const flush = (sql: SqlClient): Effect.Effect<void, SqlError> => flushes.get(sql) ?? Effect.void

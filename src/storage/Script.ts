@@ -12,7 +12,10 @@ export interface Statement {
   readonly parameters: ReadonlyArray<unknown>
 }
 
-/** Runs a guard, and the rest if it returns a row. Says whether it did; nothing is changed when it did not. */
+/**
+ * Runs a guard, and the rest if it has changed a row. Says whether it did; nothing is changed when it did not. Does not wait
+ * for the disk: who needs that waits for a `flush` (`DeferredFlush.ts`).
+ */
 export type Run = (guard: Statement, statements: ReadonlyArray<Statement>) => Effect.Effect<boolean, SqlError>
 
 const runs = new WeakMap<SqlClient, Run>()

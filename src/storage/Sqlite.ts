@@ -3,20 +3,28 @@
  * this one small file, so that `node:sqlite` can replace it once no supported Node lacks it. The invariant: one
  * connection, so statements queue behind an open transaction and a transaction is never interleaved.
  */
-import { Duration, Effect, Layer, Scope, Semaphore, Stream } from "effect"
+import { Clock, Duration, Effect, Exit, Layer, Scope, Semaphore, Stream } from "effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlConnection from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import * as Statement from "effect/sql/Statement"
 import Database from "libsql"
-import { DeferredFlush } from "./DeferredFlush.ts"
+import { closeSync, fdatasync, fdatasyncSync, openSync } from "node:fs"
+import { DeferredFlush, enableFlush } from "./DeferredFlush.ts"
 import * as Script from "./Script.ts"
 
 /** Writers of other processes wait here, and not in the middle of their work. */
 const beginTransaction = "BEGIN IMMEDIATE"
 /** How long a statement waits for another process that is writing to the same file. */
 const busyTimeout = Duration.seconds(5)
+/**
+ * Pages of the log (4 KiB each) after which it is written over from its beginning. While it grows, each commit waits for
+ * the size of the file as well, which takes twice as long: a small one has grown soon.
+ */
+const logPages = 200
+/** Nanoseconds: the process is not held up for longer than this by a disk that was quick the last time. */
+const quickFlush = 1_000_000n
 /** Statements that are kept prepared. Those used longest ago are prepared again when they are needed. */
 const preparedMax = 64
 
@@ -29,33 +37,37 @@ export const layer = (options: { readonly filename: string }): Layer.Layer<SqlCl
   Layer.effect(SqlClient.SqlClient, make(options)).pipe(Layer.provide(Reactivity.layer))
 
 const attempt = <A>(operation: string, run: () => A) =>
-  Effect.try({
-    try: run,
-    catch: (cause) =>
-      new SqlError.SqlError({
-        reason: SqlError.classifySqliteError(cause, { message: `sqlite: ${operation}`, operation })
-      })
+  Effect.try({ try: run, catch: (cause) => sqlError(operation, cause) })
+
+const sqlError = (operation: string, cause: unknown) =>
+  new SqlError.SqlError({
+    reason: SqlError.classifySqliteError(cause, { message: `sqlite: ${operation}`, operation })
   })
 
 const make = Effect.fnUntraced(function*({ filename }: { readonly filename: string }) {
-  const database = yield* Effect.acquireRelease(
+  const { database, mode } = yield* Effect.acquireRelease(
     attempt(`open ${filename}`, () => {
       const database = new Database(filename)
       database.exec(`PRAGMA busy_timeout = ${Duration.toMillis(busyTimeout)}`)
-      database.exec("PRAGMA journal_mode = WAL")
+      const mode: unknown = database.prepare("PRAGMA journal_mode = WAL").pluck().all()[0]
+      database.exec(`PRAGMA wal_autocheckpoint = ${logPages}`)
       database.exec("PRAGMA synchronous = FULL")
       database.exec("PRAGMA foreign_keys = ON")
-      return database
+      return { database, mode }
     }),
-    (database) => Effect.sync(() => database.close())
+    ({ database }) => Effect.sync(() => database.close())
   )
 
   const prepared = new PreparedStatements(database)
+  /** What is not yet in the log's file can be waited for there, and only a log has one. */
+  const isDeferrable = mode === "wal"
   let isDeferred = false
+  /** Something was committed without waiting for the disk. */
+  let isUnflushed = false
   /** A transaction is open. Kept here, because the driver ends the process when a closed database is asked for it. */
   let isBegun = false
   const defer = (deferred: boolean) => {
-    if (deferred === isDeferred) return
+    if (deferred === isDeferred || !isDeferrable) return
     database.exec(`PRAGMA synchronous = ${deferred ? "NORMAL" : "FULL"}`)
     isDeferred = deferred
   }
@@ -90,7 +102,11 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
         case beginTransaction:
           return Effect.andThen(begin, Effect.tapError(executed, () => ended))
         case "COMMIT":
-          return Effect.tap(executed, () => ended)
+          return Effect.tap(executed, () =>
+            Effect.sync(() => {
+              isBegun = false
+              isUnflushed ||= isDeferred
+            }))
         case "ROLLBACK":
           return Effect.ensuring(executed, ended)
         default:
@@ -112,31 +128,60 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
       // After some failures, such as a full disk, SQLite has done so by itself.
     }
   }
-  const runPrepared = (text: string, use: (statement: Database.Statement) => unknown) => {
+  const runPrepared = ({ parameters, text }: Script.Statement): Database.RunResult => {
     const statement = prepared.take(text)
-    const result = use(statement)
+    const result = statement.run(parameters)
     prepared.giveBack(text, statement)
     return result
   }
-  const hasRow = (statement: Database.Statement, parameters: ReadonlyArray<unknown>) =>
-    statement.raw(true).all(parameters).length > 0
+  const beginPrepared = yield* attempt("prepare", () => database.prepare(beginTransaction))
+  const commitPrepared = yield* attempt("prepare", () => database.prepare("COMMIT"))
   const script: Script.Run = (guard, statements) =>
     gate.withPermit(attempt("run a script", () => {
-      defer(false)
-      database.exec(beginTransaction)
+      defer(true)
+      beginPrepared.run()
       try {
-        if (!runPrepared(guard.text, (statement) => hasRow(statement, guard.parameters))) {
+        if (runPrepared(guard).changes === 0) {
           rollBack()
           return false
         }
-        for (const { parameters, text } of statements) runPrepared(text, (statement) => statement.run(parameters))
-        database.exec("COMMIT")
+        for (const statement of statements) runPrepared(statement)
+        commitPrepared.run()
+        isUnflushed = true
         return true
       } catch (cause) {
         rollBack()
         throw cause
       }
     }))
+
+  // What SQLite would do within the commit. A quick disk is waited for here: another thread takes longer to be asked than
+  // it takes. As soon as it is slow it is waited for there, so that it does not hold up everything else. Effect's files know
+  // only the call that waits for the times of the file as well, which takes twice as long.
+  const clock = yield* Clock.Clock
+  let isQuick = true
+  let log: number | undefined
+  yield* Effect.addFinalizer(() => Effect.sync(() => log === undefined || closeSync(log)))
+  const flush = Effect.suspend(() => {
+    if (!isUnflushed) return Effect.void
+    isUnflushed = false
+    return Effect.onExit(syncLog, (exit) => Effect.sync(() => void (isUnflushed ||= Exit.isFailure(exit))))
+  })
+  const syncLog = Effect.callback<void, SqlError.SqlError>((resume) => {
+    const began = clock.monotonicTimeNanosUnsafe()
+    const ended = (cause: unknown) => {
+      isQuick = clock.monotonicTimeNanosUnsafe() - began < quickFlush
+      resume(cause === null ? Effect.void : Effect.fail(sqlError("flush", cause)))
+    }
+    try {
+      log ??= openSync(`${filename}-wal`, "r+")
+      if (!isQuick) return fdatasync(log, ended)
+      fdatasyncSync(log)
+      ended(null)
+    } catch (cause) {
+      ended(cause)
+    }
+  })
 
   const client = yield* SqlClient.make({
     acquirer: gate.withPermit(Effect.succeed(connection)),
@@ -154,6 +199,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     spanAttributes: [["db.system.name", "sqlite"]]
   })
   Script.enable(client, script)
+  if (isDeferrable) enableFlush(client, flush)
   return client
 })
 

@@ -18,6 +18,7 @@ import {
   Schedule,
   Schema
 } from "effect"
+import { Fetch } from "effect/http/FetchHttpClient"
 import { Api, Bot, BotError, type Transformer } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
@@ -28,6 +29,7 @@ import { connectBackoff, inSeconds } from "./Backoff.ts"
 import { BotApiError, fromUnknown, isPassing, redact, Unreachable } from "./BotApiError.ts"
 import * as BotFetch from "./BotFetch.ts"
 import * as Handling from "./BotSession/Handling.ts"
+import * as PollRequest from "./BotSession/PollRequest.ts"
 import { makeRun } from "./BotSession/UpdateContext.ts"
 
 /** A handler has failed or died. `cause` is what it failed with, without the token. */
@@ -107,7 +109,12 @@ const make = Effect.fnUntraced(function*(options: BotSessionOptions) {
   const client = yield* clientOf(options)
   const bot = new Bot(Redacted.value(token), { client })
   const context = yield* Effect.context<never>()
-  bot.api.config.use(whileLeased(lock, context), countCalls(yield* Clock.Clock, context), cancelWithUpdate)
+  bot.api.config.use(
+    PollRequest.make({ fetch: yield* Fetch, token, apiRoot: client.apiRoot }),
+    whileLeased(lock, context),
+    countCalls(yield* Clock.Clock, context),
+    cancelWithUpdate
+  )
   const call = makeCall(bot.api, options)
 
   bot.botInfo = yield* Effect.raceFirst(options.identity ?? connect(call), lock.lost)

@@ -23,8 +23,10 @@ export const laneOf = (update: Update): string => {
 }
 
 // Updates come from the network and grow new kinds; reading them field by field needs no list of kinds.
-const field = (value: unknown, key: string): unknown =>
-  typeof value === "object" && value !== null ? Reflect.get(value, key) : undefined
+const field = (value: unknown, key: string): unknown => isRecord(value) ? value[key] : undefined
+
+const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === "object" && value !== null
 
 const idOf = (value: unknown): unknown => field(value, "id")
 

@@ -14,11 +14,26 @@
  * Nothing here waits for a turn: the end of one handler begins the next. Handlers are a promise each, of grammY's
  * middleware; a fiber around it is made only for a tracer, which needs one.
  */
-import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Tracer } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Latch,
+  Layer,
+  Metric,
+  Queue,
+  Tracer
+} from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
 import * as Elapsed from "../operations/Elapsed.ts"
+import * as Metrics from "../operations/Metrics.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import type { HandlerFailed } from "./BotSession.ts"
@@ -61,6 +76,8 @@ export class UpdateDispatcher extends Context.Service<UpdateDispatcher, {
    * Handlers begin a turn of the event loop later, so that the next poll is on its way before they take the processor.
    */
   readonly offer: (updates: ReadonlyArray<Update>) => Effect.Effect<void>
+  /** Whether `offer` would take so many without waiting, and without using up the capacity. */
+  readonly hasRoomFor: (updates: number) => boolean
   /**
    * Begins to take what the inbox has unfinished from before, in order, without waiting for it: what is offered meanwhile
    * waits for the rest of its own chat only. Returns how many there are. Called once, before anything is offered.
@@ -111,7 +128,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const waitingCost = inbox.isDurable ? 0 : 1
   const room = yield* Latch.make(true)
   const idle = yield* Latch.make(true)
-  /** Open while there is something new whose turn may have come. */
+  /** Open while there is something whose turn may have come, and that begins in a turn of the event loop of its own. */
   const offered = yield* Latch.make(false)
   /** Open when nothing is under way that was told to stop. */
   const allEnded = yield* Latch.make(false)
@@ -144,7 +161,6 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     isFull = fresh >= capacity || overflow.isFull
     if (isFull && !wasFull) room.closeUnsafe()
     else if (wasFull && !isFull) room.openUnsafe()
-    metrics.inFlight(unfinished)
     if (unfinished === 0) idle.openUnsafe()
     else if (unfinished === by) idle.closeUnsafe()
   }
@@ -345,7 +361,6 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
       const update = updates[index]
       if (isDraining || update === undefined) return updates.length
       if (isFull && !makeRoom()) return index
-      metrics.received(update)
       const lane = laneOf(update)
       const share = Math.max(shareMin, (capacity - fresh) / 4)
       const waits = backlog.hasLeft(lane) || (!overflow.isEmpty && overflow.has(lane)) ||
@@ -432,6 +447,17 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
     Effect.onError(() => stop)
   )
 
+  // Read when somebody asks, instead of written for every update.
+  yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      Metric.registerUnsafe(Metrics.updatesInFlight, context, {
+        get: () => ({ value: unfinished }),
+        update: () => {},
+        modify: () => {}
+      })
+    ),
+    (series) => Effect.sync(() => series.remove())
+  )
   yield* fork("update worker", guard)
   yield* fork("update turns", beginOffered)
   yield* fork("update overflow", refill)
@@ -447,7 +473,12 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   // After the workers, so that it runs before their scope would interrupt them.
   yield* Effect.addFinalizer(() => bounded("The update dispatcher", Duration.sum(drainTimeout, drainMargin))(drain))
   return UpdateDispatcher.of({
-    offer: (updates) => offer(updates),
+    offer: (updates) =>
+      Effect.suspend(() => {
+        metrics.received(updates)
+        return offer(updates)
+      }),
+    hasRoomFor: (updates) => !isFull && fresh + updates < capacity,
     resume,
     unfinished: Effect.sync(() => unfinished),
     drain

@@ -17,7 +17,7 @@ import * as Elapsed from "../operations/Elapsed.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
-import { DeferredFlush } from "../storage/DeferredFlush.ts"
+import { DeferredFlush, flush } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
@@ -87,7 +87,10 @@ export interface DeadLetter {
 export class UpdateInbox extends Context.Service<UpdateInbox, {
   /** Whether what is stored outlives this process. */
   readonly isDurable: boolean
-  /** Stores a batch and the offset after it in one transaction. Returns the updates that are new, in order. */
+  /**
+   * Stores a batch and the offset after it in one transaction, and waits for the disk. Returns the updates that are new,
+   * in order.
+   */
   readonly store: (batch: ReadonlyArray<Update>) => Effect.Effect<ReadonlyArray<Update>, InboxError | LeaseLost>
   /**
    * The handler of this update has ended. Takes effect at once when updates are few, and within the commit interval when
@@ -313,7 +316,10 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     Effect.forever
   )
 
-  /** Stores a batch when nothing else is to be done than to remove whole ones. Returns whether it was. */
+  /**
+   * Stores a batch when nothing else is to be done than to remove whole ones. Returns whether it was; what has failed for
+   * a passing reason was not, and is tried again by the other way.
+   */
   const storeAtOnce = (batch: StoredBatch & { readonly updates: ReadonlyArray<Update> }, offset: number) => {
     const script = table.storeAtOnce
     if (script === undefined || batch.updates.length === 0) return Effect.succeed(false)
@@ -321,12 +327,33 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       if (hasRows || finished.size > 0) return Effect.succeed(false)
       const plan = live.plan(now() - commitInterval)
       if (plan.split.length > 0) return Effect.succeed(false)
-      return Effect.map(script(batch, offset, plan.ended.map(({ id }) => id)), () => {
-        followed(plan)
-        return true
+      return Effect.matchEffect(script(batch, offset, plan.ended.map(({ id }) => id)), {
+        onSuccess: () => {
+          followed(plan)
+          return Effect.succeed(true)
+        },
+        onFailure: (cause): Effect.Effect<boolean, InboxError | LeaseLost> => {
+          if (cause instanceof LeaseLost) return Effect.fail(cause)
+          const error = inboxError("store a batch", cause)
+          return error.isRetryable ? Effect.succeed(false) : Effect.fail(error)
+        }
       })
     })
-    return turns.withPermit(attempt("store a batch", run))
+    return turns.withPermit(run)
+  }
+
+  const storeWithRows = (id: number, updates: ReadonlyArray<Update>, storedAt: number, offset: number) => {
+    const keep = (fresh: ReadonlyArray<Update>) =>
+      fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(id, fresh, storedAt), fresh)
+    return write(
+      "store a batch",
+      // Few updates have rows, and most of the time none.
+      updates.length === 0 || !hasRows ? keep(updates) : Effect.flatMap(
+        table.knownOf(updates),
+        (known) => keep(known.size === 0 ? updates : updates.filter(({ update_id }) => !known.has(update_id)))
+      ),
+      { offset }
+    ).pipe(Effect.provideService(DeferredFlush, true))
   }
 
   const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
@@ -335,28 +362,17 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       ? unknown.filter(({ update_id: id }) => !live.has(id))
       : unknown
     const storedAt = clock.currentTimeMillisUnsafe()
-    const batchId = live.next()
+    const id = live.next()
     const offset = offsetAfter(batch, 0)
-    if (yield* storeAtOnce({ id: batchId, updates: candidates, storedAt }, offset)) {
-      live.add(batchId, candidates, storedAt)
-      recent.add(candidates)
-      return candidates
-    }
-    const keep = (fresh: ReadonlyArray<Update>) =>
-      fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(batchId, fresh, storedAt), fresh)
-    const fresh = yield* write(
-      "store a batch",
-      // Few updates have rows, and most of the time none.
-      candidates.length === 0 || !hasRows ? keep(candidates) : Effect.flatMap(
-        table.knownOf(candidates),
-        (known) => keep(known.size === 0 ? candidates : candidates.filter(({ update_id: id }) => !known.has(id)))
-      ),
-      { offset }
-    )
-    live.add(batchId, fresh, storedAt)
+    const isStored = yield* storeAtOnce({ id, updates: candidates, storedAt }, offset)
+    const fresh = isStored ? candidates : yield* storeWithRows(id, candidates, storedAt, offset)
+    live.add(id, fresh, storedAt)
     recent.add(candidates)
+    // The disk has it before Telegram is told to forget it. Whatever else is under way goes on meanwhile.
+    yield* flushed
     return fresh
   }, Effect.uninterruptible)
+  const flushed = attempt("flush", flush(sql))
 
   /** Gives each update that a previous run has left a row of its own. */
   const unpack = Effect.fnUntraced(function*() {

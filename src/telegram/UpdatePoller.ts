@@ -4,7 +4,7 @@
  * supervisor, so that a deaf process does not stay up.
  *
  * ```
- * lease proven -> getUpdates(offset) -> inbox.store -> dispatcher.offer -> offset = last + 1 -> again
+ * lease proven -> getUpdates(offset) -> inbox.store -> offset = last + 1 -> again, and dispatcher.offer meanwhile
  * 409 other poller -> lock.verify -> conflict budget   5xx, network -> network backoff   429 -> retry_after
  * 409 webhook, 401, other refusals -> the end
  * ```
@@ -12,7 +12,7 @@
  * The first poll, and the first after a failure of the network, does not wait for updates: it tells at once whether
  * Telegram answers. Closing aborts the parked poll, which loses nothing, and confirms what is stored.
  */
-import { Clock, Context, Deferred, Duration, Effect, Fiber, Latch, Layer, Metric, Pull, Schedule, Tracer } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Layer, Metric, Pull, Schedule, Tracer } from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import type { LeaseLost } from "../lock/LockStore.ts"
@@ -28,6 +28,7 @@ import * as Conflicts from "./ConflictBudget.ts"
 import { UpdateDispatcher } from "./UpdateDispatcher.ts"
 import { type InboxError, UpdateInbox } from "./UpdateInbox.ts"
 import * as PollHealth from "./UpdatePoller/PollHealth.ts"
+import * as Polls from "./UpdatePoller/Polls.ts"
 
 export interface UpdatePollerOptions {
   /** How often and how long conflicts with another poller are waited out. */
@@ -78,6 +79,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   const health = yield* PollHealth.make({ answerLimit })
   const budget = yield* Conflicts.make(options.conflicts ?? {})
   const networkWait = yield* waits(networkBackoff)
+  const polls = yield* Polls.make({ answerLimit, unanswered: () => unanswered(answerLimit) })
   const ready = yield* Deferred.make<void>()
   const outcomes = Metrics.labelled(Metrics.pollRequests, ["outcome"])
   const polledOk = outcomes("ok")
@@ -87,9 +89,8 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   let isProbe = true
   /** Something has failed since the last answer. */
   let isDisturbed = false
-  let underWay: Poll | undefined
-  /** Open while a poll is under way, and for a while after. */
-  const isAsking = yield* Latch.make(false)
+  /** The poll that was begun ahead of its turn. */
+  let next: Polls.Poll<ReadonlyArray<Update>, BotApiError | InboxError> | undefined
 
   const getUpdates = (parameters: { readonly limit: number; readonly timeout: Duration.Duration }) =>
     session.call("getUpdates", (api, signal) => {
@@ -102,45 +103,12 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
       }, signal)
     })
 
-  // The request leaves in the same turn of the event loop in which the last batch was stored, before any handler begins:
-  // Telegram makes the next batch while they run. So nothing here may give way, and no poll has a timer of its own.
-  const askInTime = Effect.suspend(() =>
-    Effect.forkChild(getUpdates({ limit: batchMax, timeout: isProbe ? Duration.zero : pollTimeout }), {
-      startImmediately: true
-    })
-  ).pipe(
-    Effect.flatMap((fiber) => {
-      const poll = { fiber, since: Elapsed.millisUnsafe(clock), isGivenUp: false }
-      underWay = poll
-      isAsking.openUnsafe()
-      return Effect.flatMap(Fiber.await(fiber), (exit) => {
-        underWay = undefined
-        return poll.isGivenUp ? Effect.fail(unanswered(answerLimit)) : exit
-      })
-    }),
-    Effect.flatMap(updatesOf)
-  )
-  /** Looks after all polls, for ever. */
-  const giveUpUnanswered = Effect.gen(function*() {
-    while (true) {
-      const poll = underWay
-      if (poll === undefined) {
-        isAsking.closeUnsafe()
-        yield* isAsking.await
-        continue
-      }
-      const left = poll.since + Duration.toMillis(answerLimit) - (yield* Elapsed.millis)
-      if (left > 0) {
-        yield* Effect.sleep(left)
-        continue
-      }
-      poll.isGivenUp = true
-      yield* Fiber.interrupt(poll.fiber)
-    }
-  })
+  const askNow = Effect.suspend(() => getUpdates({ limit: batchMax, timeout: isProbe ? Duration.zero : pollTimeout }))
+    .pipe(Effect.flatMap(updatesOf))
   const ask = Context.get(context, Tracer.Tracer) === Tracer.nativeTracer
-    ? askInTime
-    : askInTime.pipe(Effect.withSpan("poll telegram", { kind: "client" }, { captureStackTrace: false }))
+    ? askNow
+    : askNow.pipe(Effect.withSpan("poll telegram", { kind: "client" }, { captureStackTrace: false }))
+  const begin = Effect.andThen(Effect.andThen(lock.ensureValid, budget.began), polls.begin(ask))
 
   const answered = Effect.suspend(() => {
     const wasDisturbed = isDisturbed
@@ -168,21 +136,23 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
       return { fresh, isBackwards }
     }))
 
+  // Telegram makes the next batch while this one is taken in and handled. Nothing here may give way before the request has
+  // left, and it leaves early only when there is room for all that is taken already.
   const poll = Effect.gen(function*() {
-    yield* lock.ensureValid
-    yield* budget.began
-    const started = Elapsed.millisUnsafe(clock)
+    const asked = next ?? (yield* begin)
+    next = undefined
     const wasProbe = isProbe
-    const batch = yield* ask
+    const batch = yield* polls.answer(asked)
     yield* answered
     if (batch.length > 0) {
       const { fresh, isBackwards } = yield* store(batch)
+      if (fresh.length > 0 && dispatcher.hasRoomFor(fresh.length)) next = yield* begin
       if (isBackwards) yield* Effect.logWarning("Telegram has begun a new sequence of update ids")
       yield* health.handing(dispatcher.offer(fresh))
       if (fresh.length > 0) return
     }
     if (wasProbe) return
-    const pause = Duration.toMillis(emptyPollPause) - (Elapsed.millisUnsafe(clock) - started)
+    const pause = Duration.toMillis(emptyPollPause) - (Elapsed.millisUnsafe(clock) - asked.since)
     if (pause > 0) yield* Effect.sleep(pause)
   })
 
@@ -268,18 +238,10 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
 
   yield* Effect.addFinalizer(() => bounded("The confirmation of the last updates", confirmLimit)(confirm))
   yield* fork("poll watchdog", health.watch)
-  yield* fork("poll watchdog", giveUpUnanswered)
+  yield* fork("poll watchdog", polls.giveUpUnanswered)
   yield* fork("update poller", run)
   return UpdatePoller.of({ ready: Deferred.await(ready), lastPoll: health.lastPoll })
 })
-
-/** A poll that Telegram has not answered yet. */
-interface Poll {
-  readonly fiber: Fiber.Fiber<unknown, BotApiError>
-  /** When it began, in `Elapsed.millis`. */
-  readonly since: number
-  isGivenUp: boolean
-}
 
 /** Steps through a schedule that has no end. */
 const waits = Effect.fnUntraced(function*(schedule: Schedule.Schedule<Duration.Duration, BotApiError>) {

@@ -36,10 +36,23 @@ const nobody = "nobody"
 const unfollowed = new Set<Handling>()
 
 /** Begins to handle an update: all that `handle` calls is of it, until `end` says that nothing of it runs any more. */
-export const begin = <A>(handling: Handling, handle: () => A): A => {
-  if (isFollowed) return storage.run(handling, within, handling, handle)
+export const begin = <Input, A>(handling: Handling, handle: Handle<Input, A>, input: Input): A => {
+  if (isFollowed) return storage.run(handling, beginHere, handling, handle, input)
   unfollowed.add(handling)
-  return within(handling, handle)
+  return beginHere(handling, handle, input)
+}
+
+/** What handles an update, without a closure of its own for each of them. */
+export type Handle<Input, A> = (input: Input, handling: Handling) => A
+
+const beginHere = <Input, A>(handling: Handling, handle: Handle<Input, A>, input: Input): A => {
+  const before = here
+  here = handling
+  try {
+    return handle(input, handling)
+  } finally {
+    here = before
+  }
 }
 
 export const end = (handling: Handling): void => {

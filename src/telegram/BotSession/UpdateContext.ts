@@ -22,14 +22,14 @@ export const makeRun = (
     )
     return own
   }
-  return (update, handling) =>
-    Handling.begin(handling, () => {
-      try {
-        return Promise.resolve(bot.middleware()(new UpdateContext(update, api, botInfo, handling, makeApi), ended))
-      } catch (cause) {
-        return Promise.reject(cause)
-      }
-    })
+  const handle = (update: Update, handling: Handling.Handling): Promise<unknown> => {
+    try {
+      return Promise.resolve(bot.middleware()(new UpdateContext(update, api, botInfo, handling, makeApi), ended))
+    } catch (cause) {
+      return Promise.reject(cause)
+    }
+  }
+  return (update, handling) => Handling.begin(handling, handle, update)
 }
 
 class UpdateContext extends Context {

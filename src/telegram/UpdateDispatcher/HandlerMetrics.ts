@@ -28,17 +28,25 @@ export class HandlerMetrics {
     this.clock = Context.get(context, Clock.Clock)
   }
 
-  received(update: Update): void {
-    this.of(kindOf(update)).received.updateUnsafe(1, this.context)
+  /** Counts a batch at once: most of it is of one kind. */
+  received(updates: ReadonlyArray<Update>): void {
+    let kind: string | undefined
+    let count = 0
+    for (const update of updates) {
+      const next = kindOf(update)
+      if (next !== kind) {
+        if (kind !== undefined) this.of(kind).received.updateUnsafe(count, this.context)
+        kind = next
+        count = 0
+      }
+      count++
+    }
+    if (kind !== undefined) this.of(kind).received.updateUnsafe(count, this.context)
   }
 
   ended(update: Update, since: number, outcome: Outcome): void {
     const seconds = (Elapsed.millisUnsafe(this.clock) - since) / 1000
     this.of(kindOf(update)).took[outcome].updateUnsafe(seconds, this.context)
-  }
-
-  inFlight(updates: number): void {
-    Metrics.updatesInFlight.updateUnsafe(updates, this.context)
   }
 
   retried(update: Update): void {

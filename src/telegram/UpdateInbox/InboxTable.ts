@@ -67,7 +67,7 @@ export const make = ({ botId, fencingToken, sql }: {
       parameter(3)
     })
     ON CONFLICT (bot_id) DO UPDATE SET next_offset = ${nextOffset}, fencing_token = excluded.fencing_token
-    WHERE update_offset.fencing_token <= excluded.fencing_token RETURNING bot_id`
+    WHERE update_offset.fencing_token <= excluded.fencing_token`
   const fenceTexts = {
     asks: fenceText("update_offset.next_offset"),
     confirms: fenceText("excluded.next_offset")
@@ -82,6 +82,7 @@ export const make = ({ botId, fencingToken, sql }: {
   }`
   const runScript = Script.of(sql)
 
+  /** Changes a row unless a newer holder has written. */
   const fenceOf = (offset: number | undefined): Script.Statement => ({
     text: offset === undefined ? fenceTexts.asks : fenceTexts.confirms,
     parameters: [botId, offset ?? 0, fencingToken]
@@ -98,10 +99,12 @@ export const make = ({ botId, fencingToken, sql }: {
 
   return {
     /** Refuses a former holder. Without `offset` it only asks. */
-    fence: (offset: number | undefined): Effect.Effect<void, SqlError.SqlError | LeaseLost> =>
-      Effect.andThen(limits, run(fenceOf(offset))).pipe(
+    fence: (offset: number | undefined): Effect.Effect<void, SqlError.SqlError | LeaseLost> => {
+      const { parameters, text } = fenceOf(offset)
+      return Effect.andThen(limits, run({ text: `${text} RETURNING bot_id`, parameters })).pipe(
         Effect.flatMap((rows) => rows.length === 0 ? Effect.fail(superseded()) : Effect.void)
-      ),
+      )
+    },
 
     /** Stores a batch and removes others, a whole transaction of its own. Not every storage can do that in one go. */
     storeAtOnce: runScript &&
