@@ -10,6 +10,11 @@ export interface Batch {
   readonly id: number
   readonly storedAt: number
   readonly updates: ReadonlyArray<Update>
+  /** The smallest and the largest of their ids. */
+  readonly first: number
+  readonly last: number
+  /** 1 for each update that is live. */
+  readonly isLive: Uint8Array
   /** How many have not ended. */
   left: number
   /** When the first one ended, or turned out to take long. */
@@ -29,7 +34,8 @@ const smallMax = 8
 const isSmall = ({ updates }: Batch): boolean => updates.length <= smallMax
 
 export class LiveBatches {
-  private readonly batchOf = new Map<number, Batch>()
+  /** Those that hold a live update: few, because who takes long gets a row of its own. */
+  private readonly live = new Set<Batch>()
   /** Those of which something has ended or takes long. */
   private readonly touched = new Set<Batch>()
   private lastId = 0
@@ -45,32 +51,40 @@ export class LiveBatches {
   }
 
   has(updateId: number): boolean {
-    return this.batchOf.has(updateId)
+    return this.find(updateId) !== undefined
   }
 
   get(updateId: number): Update | undefined {
-    return this.batchOf.get(updateId)?.updates.find(({ update_id: id }) => id === updateId)
+    const batch = this.find(updateId)
+    return batch?.updates[indexIn(batch, updateId)]
   }
 
   /** Has ended, and the storage does not know of it. */
   hasEnded(updateId: number): boolean {
-    if (this.batchOf.has(updateId)) return false
-    for (const { updates } of this.touched) if (updates.some(({ update_id: id }) => id === updateId)) return true
+    if (this.has(updateId)) return false
+    for (const batch of this.touched) if (indexIn(batch, updateId) >= 0) return true
     return false
   }
 
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
-    const batch: Batch = { id, storedAt, updates, left: updates.length, dueSince: undefined }
-    for (const update of updates) this.batchOf.set(update.update_id, batch)
+    if (updates.length === 0) return
+    let first = Number.POSITIVE_INFINITY
+    let last = Number.NEGATIVE_INFINITY
+    for (const { update_id: updateId } of updates) {
+      if (updateId < first) first = updateId
+      if (updateId > last) last = updateId
+    }
+    const isLive = new Uint8Array(updates.length).fill(1)
+    this.live.add({ id, storedAt, updates, first, last, isLive, left: updates.length, dueSince: undefined })
   }
 
   /** Has ended. Returns whether it was in a batch. */
   end(updateId: number, now: number): boolean {
-    const batch = this.batchOf.get(updateId)
+    const batch = this.find(updateId)
     if (batch === undefined) return false
-    this.batchOf.delete(updateId)
-    batch.left--
+    batch.isLive[indexIn(batch, updateId)] = 0
+    if (--batch.left === 0) this.live.delete(batch)
     this.touch(batch, now)
     return true
   }
@@ -79,12 +93,21 @@ export class LiveBatches {
   letGo(updateIds: ReadonlyArray<number>, now: number): boolean {
     let isAny = false
     for (const id of updateIds) {
-      const batch = this.batchOf.get(id)
+      const batch = this.find(id)
       if (batch === undefined) continue
       isAny = true
       this.touch(batch, now)
     }
     return isAny
+  }
+
+  /** The batch in which this update is live. */
+  private find(updateId: number): Batch | undefined {
+    for (const batch of this.live) {
+      if (updateId < batch.first || updateId > batch.last) continue
+      if (batch.isLive[indexIn(batch, updateId)] === 1) return batch
+    }
+    return undefined
   }
 
   private touch(batch: Batch, now: number): void {
@@ -110,7 +133,7 @@ export class LiveBatches {
    * those for which that was before `limit`, and the one of `updateId`, which needs its own row.
    */
   plan(limit: number, updateId?: number): Plan {
-    const needed = updateId === undefined ? undefined : this.batchOf.get(updateId)
+    const needed = updateId === undefined ? undefined : this.find(updateId)
     const ended: Array<Batch> = []
     const due = needed === undefined ? [] : [needed]
     for (const batch of this.touched) {
@@ -121,7 +144,7 @@ export class LiveBatches {
   }
 
   private restOf(batch: Batch): ReadonlyArray<Update> {
-    return batch.updates.filter(({ update_id: id }) => this.batchOf.get(id) === batch)
+    return batch.updates.filter((_, index) => batch.isLive[index] === 1)
   }
 
   /** Was done. Returns the updates that have ended while it was, and that have rows now. */
@@ -130,11 +153,16 @@ export class LiveBatches {
     const late: Array<number> = []
     for (const { batch, rest } of split) {
       this.touched.delete(batch)
-      for (const { update_id: id } of rest) {
-        if (this.batchOf.get(id) === batch) this.batchOf.delete(id)
-        else late.push(id)
-      }
+      this.live.delete(batch)
+      for (const { update_id: id } of rest) if (batch.isLive[indexIn(batch, id)] !== 1) late.push(id)
+      batch.isLive.fill(0)
     }
     return late
   }
 }
+
+/** Where an update is in a batch, -1 when it is not. Telegram's ids are without gaps most of the time. */
+const indexIn = ({ first, updates }: Batch, updateId: number): number =>
+  updates[updateId - first]?.update_id === updateId
+    ? updateId - first
+    : updates.findIndex(({ update_id: id }) => id === updateId)

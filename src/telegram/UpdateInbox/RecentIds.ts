@@ -1,28 +1,65 @@
 /**
- * The latest ids that were stored, oldest first: what recognises the repetitions of a server that does not keep its word,
- * also of updates that have ended and left the inbox. The invariant: it never holds more than `recentMax`.
+ * The latest ids that were stored: what recognises the repetitions of a server that does not keep its word, also of updates
+ * that have ended and left the inbox. The invariant: it never holds more than the last `recentMax` of them and one batch.
+ *
+ * Ids are kept as they came, in batches, because an honest server gives them in order: a batch beyond the range of all
+ * others is new without a look at its ids.
  */
 import type { Update } from "grammy/types"
 
 const recentMax = 4_096
 
+interface Batch {
+  readonly ids: ReadonlyArray<number>
+  readonly first: number
+  readonly last: number
+}
+
 export class RecentIds {
-  private readonly ids = new Set<number>()
+  private readonly batches: Array<Batch> = []
+  private count = 0
 
   /** The updates of a batch that are new, each once: the batch itself when all of them are. */
-  unknownOf(batch: ReadonlyArray<Update>): ReadonlyArray<Update> {
-    const inBatch = new Set<number>()
-    for (const { update_id: id } of batch) if (!this.ids.has(id)) inBatch.add(id)
-    if (inBatch.size === batch.length) return batch
-    return batch.filter(({ update_id: id }) => inBatch.delete(id))
+  unknownOf(updates: ReadonlyArray<Update>): ReadonlyArray<Update> {
+    const batch = batchOf(updates)
+    const near = this.batches.filter(({ first, last }) => first <= batch.last && batch.first <= last)
+    if (near.length === 0 && isRising(batch.ids)) return updates
+    const known = new Set(near.flatMap(({ ids }) => ids))
+    const fresh = updates.filter(({ update_id: id }) => {
+      if (known.has(id)) return false
+      known.add(id)
+      return true
+    })
+    return fresh.length === updates.length ? updates : fresh
   }
 
   add(updates: ReadonlyArray<Update>): void {
-    for (const { update_id: id } of updates) this.ids.add(id)
-    if (this.ids.size <= recentMax) return
-    for (const id of this.ids) {
-      if (this.ids.size <= recentMax) break
-      this.ids.delete(id)
+    if (updates.length === 0) return
+    this.batches.push(batchOf(updates))
+    this.count += updates.length
+    for (let oldest = this.batches[0]; oldest !== undefined; oldest = this.batches[0]) {
+      if (this.count - oldest.ids.length < recentMax) return
+      this.count -= oldest.ids.length
+      this.batches.shift()
     }
   }
+}
+
+const batchOf = (updates: ReadonlyArray<Update>): Batch => {
+  const ids = updates.map(({ update_id: id }) => id)
+  let first = Number.POSITIVE_INFINITY
+  let last = Number.NEGATIVE_INFINITY
+  for (const id of ids) {
+    if (id < first) first = id
+    if (id > last) last = id
+  }
+  return { ids, first, last }
+}
+
+const isRising = (ids: ReadonlyArray<number>): boolean => {
+  for (let index = 1; index < ids.length; index++) {
+    const [before, id] = [ids[index - 1], ids[index]]
+    if (before === undefined || id === undefined || before >= id) return false
+  }
+  return true
 }
