@@ -3,7 +3,7 @@
  * no span and no turn between its statements, which cost more than the statements themselves. The invariant: all of them
  * or nothing, and nothing of anybody else in between.
  */
-import type { Effect } from "effect"
+import type { Result } from "effect"
 import type { SqlClient } from "effect/sql/SqlClient"
 import type { SqlError } from "effect/sql/SqlError"
 
@@ -13,10 +13,14 @@ export interface Statement {
 }
 
 /**
- * Runs a guard, and the rest if it has changed a row. Says whether it did; nothing is changed when it did not. Does not wait
- * for the disk: who needs that waits for a `flush` (`DeferredFlush.ts`).
+ * Runs a guard, and the rest if it has changed a row. Says whether it did; nothing is changed when it did not. Does nothing
+ * and returns `undefined` while somebody's transaction is open. Does not wait for the disk: who needs that waits for a
+ * `flush` (`DeferredFlush.ts`).
  */
-export type Run = (guard: Statement, statements: ReadonlyArray<Statement>) => Effect.Effect<boolean, SqlError>
+export type Run = (
+  guard: Statement,
+  statements: ReadonlyArray<Statement>
+) => Result.Result<boolean, SqlError> | undefined
 
 const runs = new WeakMap<SqlClient, Run>()
 

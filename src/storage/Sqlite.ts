@@ -3,7 +3,7 @@
  * this one small file, so that `node:sqlite` can replace it once no supported Node lacks it. The invariant: one
  * connection, so statements queue behind an open transaction and a transaction is never interleaved.
  */
-import { Clock, Duration, Effect, Exit, Layer, Scope, Semaphore, Stream } from "effect"
+import { Clock, Duration, Effect, Layer, Result, Scope, Semaphore, Stream } from "effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlConnection from "effect/sql/SqlConnection"
@@ -136,24 +136,26 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   }
   const beginPrepared = yield* attempt("prepare", () => database.prepare(beginTransaction))
   const commitPrepared = yield* attempt("prepare", () => database.prepare("COMMIT"))
-  const script: Script.Run = (guard, statements) =>
-    gate.withPermit(attempt("run a script", () => {
+  const script: Script.Run = (guard, statements) => {
+    if (isBegun) return undefined
+    try {
       defer(true)
       beginPrepared.run()
-      try {
-        if (runPrepared(guard).changes === 0) {
-          rollBack()
-          return false
-        }
-        for (const statement of statements) runPrepared(statement)
-        commitPrepared.run()
-        isUnflushed = true
-        return true
-      } catch (cause) {
-        rollBack()
-        throw cause
-      }
-    }))
+    } catch (cause) {
+      return Result.fail(sqlError("begin", cause))
+    }
+    try {
+      const isHeld = runPrepared(guard).changes > 0
+      if (isHeld) { for (const statement of statements) runPrepared(statement) }
+      if (isHeld) commitPrepared.run()
+      else rollBack()
+      isUnflushed ||= isHeld
+      return Result.succeed(isHeld)
+    } catch (cause) {
+      rollBack()
+      return Result.fail(sqlError("run a script", cause))
+    }
+  }
 
   // What SQLite would do within the commit. A quick disk is waited for here: another thread takes longer to be asked than
   // it takes. As soon as it is slow it is waited for there, so that it does not hold up everything else. Effect's files know
@@ -164,24 +166,27 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   yield* Effect.addFinalizer(() => Effect.sync(() => log === undefined || closeSync(log)))
   const flush = Effect.suspend(() => {
     if (!isUnflushed) return Effect.void
-    isUnflushed = false
-    return Effect.onExit(syncLog, (exit) => Effect.sync(() => void (isUnflushed ||= Exit.isFailure(exit))))
-  })
-  const syncLog = Effect.callback<void, SqlError.SqlError>((resume) => {
     const began = clock.monotonicTimeNanosUnsafe()
     const ended = (cause: unknown) => {
       isQuick = clock.monotonicTimeNanosUnsafe() - began < quickFlush
-      resume(cause === null ? Effect.void : Effect.fail(sqlError("flush", cause)))
+      isUnflushed ||= cause !== null
+      return cause === null ? Effect.void : Effect.fail(sqlError("flush", cause))
     }
     try {
-      log ??= openSync(`${filename}-wal`, "r+")
-      if (!isQuick) return fdatasync(log, ended)
-      fdatasyncSync(log)
-      ended(null)
+      isUnflushed = false
+      const file = log ??= openSync(`${filename}-wal`, "r+")
+      if (!isQuick) return syncElsewhere(file, ended)
+      fdatasyncSync(file)
+      return ended(null)
     } catch (cause) {
-      ended(cause)
+      return ended(cause)
     }
   })
+  const syncElsewhere = (file: number, ended: (cause: unknown) => Effect.Effect<void, SqlError.SqlError>) =>
+    Effect.callback<void, SqlError.SqlError>((resume) => {
+      fdatasync(file, (cause) => resume(ended(cause)))
+      return Effect.sync(() => void (isUnflushed = true))
+    })
 
   const client = yield* SqlClient.make({
     acquirer: gate.withPermit(Effect.succeed(connection)),

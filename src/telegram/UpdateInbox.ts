@@ -7,7 +7,20 @@
  * ("smaller than the offset") would be simpler and wrong: after a week of silence Telegram may begin a new, smaller
  * sequence of ids. An honest server never repeats what a later offset has confirmed.
  */
-import { Clock, Context, Duration, Effect, Latch, Layer, Option, Runtime, Schedule, Schema, Semaphore } from "effect"
+import {
+  Clock,
+  Context,
+  Duration,
+  Effect,
+  Latch,
+  Layer,
+  Option,
+  Result,
+  Runtime,
+  Schedule,
+  Schema,
+  Semaphore
+} from "effect"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
@@ -21,7 +34,6 @@ import { DeferredFlush, flush } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
-import type { StoredBatch } from "./UpdateInbox/InboxTable.ts"
 import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
 import { RecentIds } from "./UpdateInbox/RecentIds.ts"
 
@@ -231,6 +243,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   /** Some updates may have a row of their own. */
   let hasRows = true
   let isSuspected = false
+  let isWriting = false
   const hasFinished = yield* Latch.make(false)
   const turns = yield* Semaphore.make(1)
 
@@ -248,6 +261,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     attempt(
       operation,
       sql.withTransaction(Effect.suspend(() => {
+        isWriting = true
         const began = now()
         const planned = plan === undefined ? live.plan(began - commitInterval) : plan()
         const ids = finished.size === 0 ? none : [...finished].slice(0, removalMax)
@@ -265,6 +279,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         followed(planned)
         return result
       }),
+      Effect.ensuring(Effect.sync(() => void (isWriting = false))),
       // A plan is made of what the storage has. Postgres would run two of them at once, and both would move the same rows.
       turns.withPermit,
       Effect.uninterruptible
@@ -317,32 +332,25 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   )
 
   /**
-   * Stores a batch when nothing else is to be done than to remove whole ones. Returns whether it was; what has failed for
-   * a passing reason was not, and is tried again by the other way.
+   * Stores a batch within this call, when nothing else is to be done than to remove whole ones, and nobody is in the middle
+   * of a write. What has failed for a passing reason is tried again by the other way.
    */
-  const storeAtOnce = (batch: StoredBatch & { readonly updates: ReadonlyArray<Update> }, offset: number) => {
-    const script = table.storeAtOnce
-    if (script === undefined || batch.updates.length === 0) return Effect.succeed(false)
-    const run = Effect.suspend(() => {
-      if (hasRows || finished.size > 0) return Effect.succeed(false)
-      const plan = live.plan(now() - commitInterval)
-      if (plan.split.length > 0) return Effect.succeed(false)
-      return Effect.matchEffect(script(batch, offset, plan.ended.map(({ id }) => id)), {
-        onSuccess: () => {
-          followed(plan)
-          return Effect.succeed(true)
-        },
-        onFailure: (cause): Effect.Effect<boolean, InboxError | LeaseLost> => {
-          if (cause instanceof LeaseLost) return Effect.fail(cause)
-          const error = inboxError("store a batch", cause)
-          return error.isRetryable ? Effect.succeed(false) : Effect.fail(error)
-        }
-      })
-    })
-    return turns.withPermit(run)
+  const storeAtOnce = (batch: InboxTable.NewBatch, offset: number): Result.Result<boolean, InboxError | LeaseLost> => {
+    if (isWriting || hasRows || finished.size > 0 || batch.updates.length === 0) return notStored
+    const plan = live.plan(now() - commitInterval)
+    if (plan.split.length > 0) return notStored
+    const result = table.storeAtOnce(batch, offset, plan.ended.map(({ id }) => id))
+    if (result === undefined) return notStored
+    if (Result.isSuccess(result)) {
+      followed(plan)
+      return stored
+    }
+    if (result.failure instanceof LeaseLost) return Result.fail(result.failure)
+    const error = inboxError("store a batch", result.failure)
+    return error.isRetryable ? notStored : Result.fail(error)
   }
 
-  const storeWithRows = (id: number, updates: ReadonlyArray<Update>, storedAt: number, offset: number) => {
+  const storeWithRows = ({ id, storedAt, updates }: InboxTable.NewBatch, offset: number) => {
     const keep = (fresh: ReadonlyArray<Update>) =>
       fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(id, fresh, storedAt), fresh)
     return write(
@@ -356,23 +364,24 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     ).pipe(Effect.provideService(DeferredFlush, true))
   }
 
-  const store = Effect.fnUntraced(function*(batch: ReadonlyArray<Update>) {
-    const unknown = recent.unknownOf(batch)
-    const candidates = unknown.some(({ update_id: id }) => live.has(id))
+  const store = (received: ReadonlyArray<Update>) => {
+    const unknown = recent.unknownOf(received)
+    const updates = unknown.some(({ update_id: id }) => live.has(id))
       ? unknown.filter(({ update_id: id }) => !live.has(id))
       : unknown
-    const storedAt = clock.currentTimeMillisUnsafe()
-    const id = live.next()
-    const offset = offsetAfter(batch, 0)
-    const isStored = yield* storeAtOnce({ id, updates: candidates, storedAt }, offset)
-    const fresh = isStored ? candidates : yield* storeWithRows(id, candidates, storedAt, offset)
-    live.add(id, fresh, storedAt)
-    recent.add(candidates)
-    // The disk has it before Telegram is told to forget it. Whatever else is under way goes on meanwhile.
-    yield* flushed
-    return fresh
-  }, Effect.uninterruptible)
-  const flushed = attempt("flush", flush(sql))
+    const batch = { id: live.next(), updates, storedAt: clock.currentTimeMillisUnsafe() }
+    const offset = offsetAfter(received, 0)
+    const remember = (fresh: ReadonlyArray<Update>) => {
+      live.add(batch.id, fresh, batch.storedAt)
+      recent.add(updates)
+      // The disk has it before Telegram is told to forget it.
+      return Effect.as(flushed, fresh)
+    }
+    const atOnce = storeAtOnce(batch, offset)
+    if (Result.isFailure(atOnce)) return Effect.fail(atOnce.failure)
+    return atOnce.success ? remember(updates) : Effect.flatMap(storeWithRows(batch, offset), remember)
+  }
+  const flushed = Effect.mapError(flush(sql), (cause) => inboxError("flush", cause))
 
   /** Gives each update that a previous run has left a row of its own. */
   const unpack = Effect.fnUntraced(function*() {
@@ -458,7 +467,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   yield* fork("update inbox", commitForever)
   return UpdateInbox.of({
     isDurable: true,
-    store: (batch) => batch.length === 0 ? Effect.succeed([]) : store(batch),
+    store: (batch) =>
+      batch.length === 0 ? Effect.succeed([]) : Effect.uninterruptible(Effect.suspend(() => store(batch))),
     finish: (updateId) => Effect.sync(() => finishUnsafe(updateId)),
     finishUnsafe,
     letGo: (updateIds) =>
@@ -503,6 +513,8 @@ interface WriteOptions {
 }
 
 const none: ReadonlyArray<number> = []
+const stored = Result.succeed(true)
+const notStored = Result.succeed(false)
 const untried = (update: Update): Leftover => ({
   updateId: update.update_id,
   lane: laneOf(update),

@@ -6,7 +6,7 @@
  * parameters so that what all share is bound once; lists of ids go as one parameter, so that the text of the statement
  * stays the same and is prepared once.
  */
-import { Effect, Option } from "effect"
+import { Effect, Option, Result } from "effect"
 import type { SqlClient, SqlError } from "effect/sql"
 import type { Update } from "grammy/types"
 import { LeaseLost } from "../../lock/LockStore.ts"
@@ -106,17 +106,19 @@ export const make = ({ botId, fencingToken, sql }: {
       )
     },
 
-    /** Stores a batch and removes others, a whole transaction of its own. Not every storage can do that in one go. */
-    storeAtOnce: runScript &&
-      ((
-        batch: StoredBatch & { readonly updates: ReadonlyArray<Update> },
-        offset: number,
-        ended: ReadonlyArray<number>
-      ) =>
-        runScript(
-          fenceOf(offset),
-          [...(ended.length === 0 ? [] : [removalOf(ended)]), insertionOf(batch.id, batch.updates, batch.storedAt)]
-        ).pipe(Effect.flatMap((isHeld) => isHeld ? Effect.void : Effect.fail(superseded())))),
+    /**
+     * Stores a batch and removes others, a whole transaction of its own. `undefined` where the storage cannot do that in
+     * one go, or not now.
+     */
+    storeAtOnce: (
+      { id, storedAt, updates }: NewBatch,
+      offset: number,
+      ended: ReadonlyArray<number>
+    ): Result.Result<void, SqlError.SqlError | LeaseLost> | undefined => {
+      const insertion = insertionOf(id, updates, storedAt)
+      const result = runScript?.(fenceOf(offset), ended.length === 0 ? [insertion] : [removalOf(ended), insertion])
+      return result && Result.flatMap(result, (isHeld) => isHeld ? Result.void : Result.fail(superseded()))
+    },
 
     /** Opens a run. Returns whether the last one was left open. */
     open: Effect.flatMap(
@@ -288,6 +290,13 @@ interface BatchRow {
   readonly batch_id: number | string
   readonly payload: string
   readonly stored_at: number | string
+}
+
+/** A batch that is to be stored. */
+export interface NewBatch {
+  readonly id: number
+  readonly updates: ReadonlyArray<Update>
+  readonly storedAt: number
 }
 
 /** A batch that a previous run has left. `updates` is undefined when what is stored cannot be read. */
