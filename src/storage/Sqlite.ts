@@ -18,11 +18,6 @@ import * as Script from "./Script.ts"
 const beginTransaction = "BEGIN IMMEDIATE"
 /** How long a statement waits for another process that is writing to the same file. */
 const busyTimeout = Duration.seconds(5)
-/**
- * Pages of the log (4 KiB each) after which it is written over from its beginning. While it grows, each commit waits for
- * the size of the file as well, which takes twice as long: a small one has grown soon.
- */
-const logPages = 200
 /** Nanoseconds: the process is not held up for longer than this by a disk that was quick the last time. */
 const quickFlush = 1_000_000n
 /** Statements that are kept prepared. Those used longest ago are prepared again when they are needed. */
@@ -50,7 +45,6 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
       const database = new Database(filename)
       database.exec(`PRAGMA busy_timeout = ${Duration.toMillis(busyTimeout)}`)
       const mode: unknown = database.prepare("PRAGMA journal_mode = WAL").pluck().all()[0]
-      database.exec(`PRAGMA wal_autocheckpoint = ${logPages}`)
       database.exec("PRAGMA synchronous = FULL")
       database.exec("PRAGMA foreign_keys = ON")
       return { database, mode }

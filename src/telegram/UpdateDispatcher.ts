@@ -407,7 +407,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const stop = Effect.suspend(() => {
     isStopped = true
     for (const running of underWay) running.isCut = true
-    for (const running of [...underWay]) running.interrupt()
+    for (const running of underWay) running.interrupt()
     return underWay.size === 0 ? Effect.void : allEnded.await
   })
 

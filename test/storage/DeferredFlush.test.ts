@@ -1,9 +1,11 @@
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, FileSystem, Layer } from "effect"
+import { Clock, Context, Effect, Fiber, FileSystem, Layer } from "effect"
 import { SqlClient } from "effect/sql"
-import { DeferredFlush } from "../../src/storage/DeferredFlush.ts"
+import { renameSync } from "node:fs"
+import { join } from "node:path"
+import { DeferredFlush, flush } from "../../src/storage/DeferredFlush.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 
 /** What SQLite's manual says of WAL: at 2 a commit waits for the disk, at 1 it does not. */
@@ -35,4 +37,50 @@ describe("DeferredFlush", () => {
       yield* write
       assert.isTrue(yield* waits, "after one that was rolled back")
     }).pipe(Effect.provide(file)))
+
+  it.effect("waits for the log once for all that was committed since, and remembers what has failed", () =>
+    Effect.gen(function*() {
+      const directory = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped()
+      const log = join(directory, "soloist.db-wal")
+      yield* Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        yield* flush(sql)
+        // Without its name nobody can open it, so that whoever waits for it must fail.
+        renameSync(log, `${log}.away`)
+        yield* transaction(Effect.void)
+        yield* flush(sql)
+        yield* deferred(transaction(Effect.void))
+        assert.strictEqual((yield* Effect.flip(flush(sql)))._tag, "SqlError")
+        assert.strictEqual((yield* Effect.flip(flush(sql)))._tag, "SqlError")
+        renameSync(`${log}.away`, log)
+        yield* flush(sql)
+        renameSync(log, `${log}.away`)
+        yield* flush(sql)
+      }).pipe(Effect.provide(Layer.fresh(Storage.layer({ directory }))))
+    }).pipe(Effect.provide([NodeFileSystem.layer, NodePath.layer])))
+
+  it.effect("waits in another thread as soon as the disk is slow, and here again when it is quick", () =>
+    Effect.gen(function*() {
+      let now = 0n
+      let step = 0n
+      const clock: Clock.Clock = {
+        ...(yield* Clock.Clock),
+        monotonicTimeNanosUnsafe: () => now += step
+      }
+      const sql = Context.get(yield* Effect.provideService(Layer.build(file), Clock.Clock, clock), SqlClient.SqlClient)
+      const flushes = Effect.gen(function*() {
+        yield* deferred(sql.withTransaction(sql`CREATE TABLE IF NOT EXISTS kept (n INTEGER)`))
+        const fiber = yield* Effect.forkChild(flush(sql), { startImmediately: true })
+        const isHere = fiber.pollUnsafe() !== undefined
+        yield* Fiber.join(fiber)
+        return isHere ? "here" : "elsewhere"
+      })
+      assert.strictEqual(yield* flushes, "here")
+      step = 20_000_000n
+      assert.strictEqual(yield* flushes, "here", "nobody knows yet")
+      assert.strictEqual(yield* flushes, "elsewhere")
+      step = 100_000n
+      assert.strictEqual(yield* flushes, "elsewhere", "nobody knows yet")
+      assert.strictEqual(yield* flushes, "here")
+    }))
 })

@@ -57,7 +57,9 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
     sql: Context.get(context, SqlClient.SqlClient),
     letters: Context.get(context, DeadLetters),
     health: Effect.map(Context.get(context, Health).current, ({ checks }) => checks["telegram:deadLetters"]),
-    receive: (...updates: ReadonlyArray<Update>) => Effect.flatMap(inbox.store(updates), dispatcher.offer),
+    /** Stores and offers, and lets handlers begin. */
+    receive: (...updates: ReadonlyArray<Update>) =>
+      Effect.andThen(Effect.flatMap(inbox.store(updates), dispatcher.offer), settle),
     close: Scope.close(scope, Exit.void)
   }
 })

@@ -3,7 +3,7 @@ import { Clock, Context, Deferred, Effect, Exit, Fiber, Layer, Metric, Queue, Sc
 import { TestClock } from "effect/testing"
 import type { Update } from "grammy/types"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
-import { BotSession, HandlerFailed } from "../../src/telegram/BotSession.ts"
+import { type BeginHandling, BotSession, HandlerFailed } from "../../src/telegram/BotSession.ts"
 import { UpdateDispatcher, type UpdateDispatcherOptions } from "../../src/telegram/UpdateDispatcher.ts"
 import { on, reply, UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { InboxError, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
@@ -52,6 +52,13 @@ const setUp = (options: UpdateDispatcherOptions = {}, inboxLayer = durable) =>
     return { ...handlers, ...(yield* setUpWith(handlers.handle, options, inboxLayer)) }
   })
 
+/** As a session begins handlers: without a fiber of the dispatcher. */
+const beginOf = (handle: UpdateHandler["Service"]["handle"]): BeginHandling => (update, context, ended) => {
+  const fiber = Effect.runForkWith(context)(Effect.suspend(() => handle(update)))
+  void Promise.resolve().then(() => fiber.addObserver(ended))
+  return () => fiber.interruptUnsafe()
+}
+
 const setUpWith = (
   handle: UpdateHandler["Service"]["handle"],
   options: UpdateDispatcherOptions = {},
@@ -64,7 +71,7 @@ const setUpWith = (
     const context = yield* Layer.buildWithScope(
       UpdateDispatcher.layer(options).pipe(
         Layer.provideMerge(Layer.mergeAll(inboxLayer, Supervisor.layer)),
-        Layer.provide([Layer.succeed(UpdateHandler, { handle }), lock.layer]),
+        Layer.provide([Layer.succeed(UpdateHandler, { handle, begin: beginOf(handle) }), lock.layer]),
         Layer.provideMerge(logs.layer)
       ),
       scope

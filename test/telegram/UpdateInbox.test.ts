@@ -1,9 +1,13 @@
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Exit, Fiber, Latch, Layer, Runtime, Scope } from "effect"
+import { Effect, Exit, Fiber, FileSystem, Latch, Layer, Runtime, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import { Bot } from "grammy"
 import type { Update } from "grammy/types"
+import { renameSync } from "node:fs"
+import { join } from "node:path"
 import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
@@ -136,22 +140,23 @@ describe("UpdateInbox (sql)", () => {
 
   it.effect("waits for the disk when it stores a batch, and not when it removes one", () =>
     Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      // How the last transaction was committed: 2 waits for the disk, 1 does not.
-      const last = Effect.map(
-        sql<{ readonly synchronous: number }>`SELECT synchronous FROM pragma_synchronous`,
-        ([row]) => row?.synchronous
-      )
-      const { inbox } = yield* open()
-      const { batches } = yield* tables
-      yield* inbox.store([textUpdate(1)])
-      assert.strictEqual(yield* last, 2)
-      yield* inbox.finish(1)
-      yield* TestClock.adjust("10 millis")
-      assert.deepStrictEqual([yield* batches, yield* last], [[], 1])
-      yield* inbox.store([textUpdate(2)])
-      assert.strictEqual(yield* last, 2)
-    }).pipe(Effect.provide(Storage.layerMemory)))
+      const directory = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped()
+      const log = join(directory, "soloist.db-wal")
+      yield* Effect.gen(function*() {
+        const { inbox } = yield* open()
+        const { batches } = yield* tables
+        // What is waited for is the log, by its name until it is open.
+        yield* Effect.sync(() => renameSync(log, `${log}.away`))
+        const error = yield* Effect.flip(inbox.store([textUpdate(1)]))
+        assert.strictEqual(error._tag, "InboxError")
+        assert.include(error.message, "(flush)")
+        yield* inbox.finish(1)
+        yield* TestClock.adjust("10 millis")
+        assert.deepStrictEqual(yield* batches, [])
+        yield* Effect.sync(() => renameSync(`${log}.away`, log))
+        assert.deepStrictEqual(ids(yield* inbox.store([textUpdate(2)])), [2])
+      }).pipe(Effect.provide(Layer.fresh(Storage.layer({ directory }))))
+    }).pipe(Effect.provide([NodeFileSystem.layer, NodePath.layer])))
 
   it.effect("gives an update a row of its own when it fails, is suspected or set aside", () =>
     Effect.gen(function*() {

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Clock, Effect, Exit, Fiber, Metric, Runtime } from "effect"
 import { TestClock } from "effect/testing"
 import type { Update } from "grammy/types"
-import { on, reply } from "../../src/telegram/UpdateHandler.ts"
+import { on, reply, use } from "../../src/telegram/UpdateHandler.ts"
 import { pass, setUp, until } from "./PollerHarness.ts"
 import { settle } from "./ScriptedTelegram.ts"
 import { all, ids } from "./UpdateInboxTest.ts"
@@ -352,6 +352,26 @@ describe("UpdatePoller", () => {
       }
       yield* logged("BOT READY")
       assert.strictEqual(logs.lines.filter(({ message }) => message === "Polling failed").length, remaining)
+    }))
+
+  it.effect("asks for the next batch before the handlers of the last one begin, if there is room for all of it", () =>
+    Effect.gen(function*() {
+      for (const [capacity, expected] of [[1_000, ["poll", "poll", "handler"]], [2, ["poll", "handler"]]] as const) {
+        const order: Array<string> = []
+        const { sandbox, start, useFetch } = yield* setUp({
+          register: use(() => void order.push("handler")),
+          dispatcher: { capacity }
+        })
+        useFetch((input, init) => {
+          if (String(input).endsWith("getUpdates")) order.push("poll")
+          return sandbox.fetch(input, init)
+        })
+        for (const chatId of [1, 2, 3]) yield* sandbox.userWrites({ chatId, text: "x" })
+        const { stop } = yield* start
+        yield* until("all are handled", Effect.sync(() => order.filter((what) => what === "handler").length === 3))
+        assert.deepStrictEqual(order.slice(0, expected.length), expected)
+        yield* stop
+      }
     }))
 
   it.effect("slows down with its handlers, and says so instead of seeming deaf", () => {
