@@ -14,21 +14,7 @@
  * Nothing here waits for a turn: the end of one handler begins the next. Handlers are a promise each, of grammY's
  * middleware; a fiber around it is made only for a tracer, which needs one.
  */
-import {
-  Cause,
-  Clock,
-  Context,
-  Deferred,
-  Duration,
-  Effect,
-  Exit,
-  Fiber,
-  Latch,
-  Layer,
-  Metric,
-  Queue,
-  Tracer
-} from "effect"
+import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Latch, Layer, Metric, Queue } from "effect"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
@@ -43,6 +29,7 @@ import * as Attempts from "./UpdateDispatcher/Attempts.ts"
 import * as Backlogs from "./UpdateDispatcher/Backlog.ts"
 import * as DrainReport from "./UpdateDispatcher/DrainReport.ts"
 import { HandlerMetrics } from "./UpdateDispatcher/HandlerMetrics.ts"
+import * as HandlerStart from "./UpdateDispatcher/HandlerStart.ts"
 import * as HandlerTimeout from "./UpdateDispatcher/HandlerTimeout.ts"
 import { Overflow } from "./UpdateDispatcher/Overflow.ts"
 import { UpdateHandler } from "./UpdateHandler.ts"
@@ -212,35 +199,14 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
       lane,
       update,
       since: Elapsed.millisUnsafe(clock),
-      interrupt: notBegunYet,
+      interrupt: () => {},
       isOverdue: false,
       isCut: false
     }
     underWay.add(running)
-    // A lease that is not proven is the business of an effect, which says why.
-    if (beginHandling === undefined || !lock.isValidUnsafe()) return beginFiber(running)
-    running.interrupt = beginHandling(update, context, (exit) => {
-      if (Exit.isSuccess(exit)) inbox.finishUnsafe(update.update_id)
-      ended(running, exit)
-    })
+    running.interrupt = beginHandler(update, (exit) => ended(running, exit))
   }
-  const isTraced = Context.get(context, Tracer.Tracer) !== Tracer.nativeTracer
-  const beginHandling = isTraced ? undefined : handler.begin
-
-  const beginFiber = (running: Running) => {
-    const fiber = start(handle(running.update))
-    running.interrupt = () => fiber.interruptUnsafe()
-    fiber.addObserver((exit) => ended(running, exit))
-  }
-  const handle = (update: Update): Effect.Effect<void, HandlerFailed | LeaseLost> =>
-    lock.ensureValid.pipe(Effect.andThen(observed(update)), Effect.andThen(inbox.finish(update.update_id)))
-  const observed = (update: Update) =>
-    Effect.suspend(() => handler.handle(update)).pipe(Effect.withSpan(
-      "process telegram",
-      { kind: "consumer", attributes: { update_id: update.update_id } },
-      // The stack would always be this line, and costs more than the rest of the span.
-      { captureStackTrace: false }
-    ))
+  const beginHandler = HandlerStart.make({ context, handler, inbox, lock })
 
   const ended = (running: Running, exit: Exit.Exit<void, HandlerFailed | LeaseLost>) => {
     const { lane, update } = running
@@ -489,8 +455,6 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
 const drainMargin = Duration.seconds(2)
 /** Unfinished updates are read from the inbox in pages of at most this size, and at most two pages are in memory. */
 const pageMax = 500
-
-const notBegunYet = () => {}
 
 /** A handler that is under way. */
 interface Running extends HandlerTimeout.Timed {

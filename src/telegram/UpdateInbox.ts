@@ -35,7 +35,9 @@ import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
 import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
+import * as MemoryInbox from "./UpdateInbox/MemoryInbox.ts"
 import { RecentIds } from "./UpdateInbox/RecentIds.ts"
+import { byId, offsetAfter, untried } from "./UpdateInbox/Untried.ts"
 
 /** The storage behind the inbox could not be used. Nothing was confirmed, so Telegram still has what is missing. */
 export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
@@ -148,7 +150,7 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
   > => Layer.effect(UpdateInbox, makeSql(options))
 
   /** Ends with the process: what was confirmed and not handled is lost with it. For tests, and hosts that accept it. */
-  static readonly layerMemory = Layer.sync(UpdateInbox, () => makeMemory())
+  static readonly layerMemory = Layer.sync(UpdateInbox, () => MemoryInbox.make())
 }
 
 export interface SqlInboxOptions {
@@ -164,64 +166,6 @@ const commitIntervalDefault = Duration.millis(10)
 const storageRetry = Schedule.max([Schedule.exponential("100 millis", 4), Schedule.recurs(3)])
 /** Finished updates that are removed by one statement. */
 const removalMax = 1_000
-
-const makeMemory = (): UpdateInbox["Service"] => {
-  const rows = new Map<number, Update>()
-  const dead = new Map<number, DeadLetter>()
-  const recent = new RecentIds()
-  let offset = 0
-  const pageOf = <A>(from: ReadonlyMap<number, A>, { after, limit }: InboxPage): ReadonlyArray<A> =>
-    [...from].filter(([id]) => after === undefined || id > after)
-      .sort(([a], [b]) => a - b).slice(0, limit).map(([, row]) => row)
-  const finishUnsafe = (updateId: number) => void rows.delete(updateId)
-  return {
-    isDurable: false,
-    store: (batch) =>
-      Effect.sync(() => {
-        const fresh = recent.unknownOf(batch).filter(({ update_id: id }) => !rows.has(id))
-        for (const update of fresh) rows.set(update.update_id, update)
-        recent.add(fresh)
-        offset = offsetAfter(batch, offset)
-        return fresh
-      }),
-    finish: (updateId) => Effect.sync(() => finishUnsafe(updateId)),
-    finishUnsafe,
-    unfinished: (page) => Effect.sync(() => pageOf(rows, page)),
-    offset: Effect.sync(() => offset),
-    backlog: Effect.sync(() => {
-      const lanes = new Map<string, number>()
-      for (const update of rows.values()) lanes.set(laneOf(update), (lanes.get(laneOf(update)) ?? 0) + 1)
-      return { lanes, hadCrashed: false, suspects: 0 }
-    }),
-    letGo: () => Effect.void,
-    read: (updateIds) =>
-      Effect.sync(() =>
-        updateIds.flatMap((id) => {
-          const update = rows.get(id)
-          return update === undefined ? [] : [untried(update)]
-        })
-      ),
-    leftovers: (page) => Effect.sync(() => pageOf(rows, page).map(untried)),
-    failed: () => Effect.void,
-    suspect: () => Effect.void,
-    setAside: (letter) =>
-      Effect.sync(() => {
-        rows.delete(letter.update.update_id)
-        dead.set(letter.update.update_id, letter)
-      }),
-    deadLetters: (page) => Effect.sync(() => pageOf(dead, page)),
-    deadLetterCount: Effect.sync(() => dead.size),
-    takeBack: (updateId) =>
-      Effect.sync(() => {
-        const letter = dead.get(updateId)
-        if (letter === undefined) return Option.none()
-        dead.delete(updateId)
-        rows.set(updateId, letter.update)
-        return Option.some(letter.update)
-      }),
-    drop: (updateId) => Effect.sync(() => dead.delete(updateId))
-  }
-}
 
 const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const sql = yield* SqlClient.SqlClient
@@ -515,18 +459,6 @@ interface WriteOptions {
 const none: ReadonlyArray<number> = []
 const stored = Result.succeed(true)
 const notStored = Result.succeed(false)
-const untried = (update: Update): Leftover => ({
-  updateId: update.update_id,
-  lane: laneOf(update),
-  update,
-  attempts: 0,
-  crashes: 0
-})
-const byId = (a: Leftover, b: Leftover): number => a.updateId - b.updateId
-
-const offsetAfter = (batch: ReadonlyArray<Update>, otherwise: number): number =>
-  batch.reduce((offset, { update_id: id }) => Math.max(offset, id + 1), batch.length === 0 ? otherwise : 0)
-
 const inboxError = (operation: string, cause: unknown) =>
   new InboxError({
     operation,

@@ -75,9 +75,9 @@ export const mutants: ReadonlyArray<Mutant> = [
   },
   {
     id: "finishes an update before its handler",
-    file: "telegram/UpdateDispatcher.js",
-    find: "running.interrupt = beginHandling(",
-    replace: "inbox.finishUnsafe(update.update_id);\n        running.interrupt = beginHandling(",
+    file: "telegram/UpdateDispatcher/HandlerStart.js",
+    find: "return begin(update, context,",
+    replace: "inbox.finishUnsafe(update.update_id);\n        return begin(update, context,",
     seed: 2
   },
   {
