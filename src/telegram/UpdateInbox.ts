@@ -14,7 +14,7 @@ import {
   Effect,
   Latch,
   Layer,
-  Option,
+  type Option,
   Result,
   Runtime,
   Schedule,
