@@ -128,7 +128,10 @@ const bot = <E, R>(settings: Settings, handlers: Layer.Layer<UpdateHandler, E, R
       // The rest of the stop needs its share.
       drainTimeout: Duration.times(settings.shutdownTimeout, 5 / 8)
     })),
-    Layer.provideMerge(UpdateInbox.layer({ commitInterval: settings.commitInterval })),
+    Layer.provideMerge(UpdateInbox.layer({
+      commitInterval: settings.commitInterval,
+      durability: settings.durability
+    })),
     Layer.provideMerge(handlers),
     Layer.provideMerge(ChatState.layer),
     Layer.provideMerge(Outgoing.layer())

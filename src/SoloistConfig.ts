@@ -8,6 +8,7 @@ import type { LogLevel } from "effect"
 import * as UserDirectories from "effect/persistence/UserDirectories"
 import * as ExitCode from "./operations/ExitCode.ts"
 import type { LogFormat } from "./operations/Logging.ts"
+import type { Durability } from "./telegram/UpdateInbox.ts"
 
 /** One or more settings cannot be used. Nothing was started. */
 export class ConfigurationInvalid extends Schema.TaggedError<ConfigurationInvalid>()("ConfigurationInvalid", {
@@ -50,6 +51,7 @@ export interface Settings {
   readonly handlerTimeout: Duration.Duration
   readonly handlerAttempts: number
   readonly commitInterval: Duration.Duration
+  readonly durability: Durability
   readonly shutdownTimeout: Duration.Duration
   /** Unset: `knowledge/` in the working folder, or the service's own README where there is none. */
   readonly knowledgeDir: string | undefined
@@ -216,6 +218,16 @@ const definitions = {
       "what ended within it before a crash runs again; a longer one writes to the disk less often and repeats more.",
     fallback: Duration.millis(10),
     parse: duration(Duration.zero, Duration.seconds(1))
+  }),
+  durability: setting<Durability>({
+    variable: "DURABILITY",
+    expected: "power-loss or crash",
+    shown: "power-loss",
+    about:
+      "What a stored update survives: a loss of power, or only a crash and `kill -9`, which spares every batch a wait " +
+      "for the disk. With `DATABASE_URL` the server decides.",
+    fallback: "power-loss",
+    parse: oneOf("power-loss", "crash")
   }),
   shutdownTimeout: setting({
     variable: "SHUTDOWN_TIMEOUT",
@@ -411,6 +423,7 @@ export const load: Effect.Effect<
     handlerTimeout: yield* get(definitions.handlerTimeout),
     handlerAttempts: yield* get(definitions.handlerAttempts),
     commitInterval: yield* get(definitions.commitInterval),
+    durability: yield* get(definitions.durability),
     shutdownTimeout: yield* get(definitions.shutdownTimeout),
     knowledgeDir: yield* get(definitions.knowledgeDir),
     postsDir: yield* get(definitions.postsDir),

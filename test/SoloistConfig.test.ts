@@ -32,6 +32,7 @@ describe("SoloistConfig", () => {
       assert.deepStrictEqual(settings.shutdownTimeout, Duration.seconds(8))
       assert.strictEqual(settings.handlerAttempts, 3)
       assert.deepStrictEqual(settings.commitInterval, Duration.millis(10))
+      assert.strictEqual(settings.durability, "power-loss")
     }))
 
   it.effect("takes a variable that is set to nothing as not set", () =>
@@ -51,6 +52,7 @@ describe("SoloistConfig", () => {
         HANDLER_TIMEOUT: "2 minutes",
         HANDLER_ATTEMPTS: "1",
         COMMIT_INTERVAL: "0ms",
+        DURABILITY: "crash",
         LOG_LEVEL: "WARN",
         ADMIN_IDS: "11, 22",
         TMPDIR: "/var/tmp/",
@@ -63,6 +65,7 @@ describe("SoloistConfig", () => {
       assert.deepStrictEqual(settings.handlerTimeout, Duration.minutes(2))
       assert.strictEqual(settings.handlerAttempts, 1)
       assert.deepStrictEqual(settings.commitInterval, Duration.zero)
+      assert.strictEqual(settings.durability, "crash")
       assert.strictEqual(settings.logLevel, "Warn")
       assert.deepStrictEqual(settings.adminIds, [11, 22])
       assert.strictEqual(settings.lockFile, "/var/tmp/telegram_bot.lock")

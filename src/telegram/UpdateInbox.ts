@@ -102,8 +102,8 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
   /** Whether what is stored outlives this process. */
   readonly isDurable: boolean
   /**
-   * Stores a batch and the offset after it in one transaction, and waits for the disk. Returns the updates that are new,
-   * in order.
+   * Stores a batch and the offset after it in one transaction, so that they survive what `durability` says. Returns the
+   * updates that are new, in order.
    */
   readonly store: (batch: ReadonlyArray<Update>) => Effect.Effect<ReadonlyArray<Update>, InboxError | LeaseLost>
   /**
@@ -159,7 +159,12 @@ export interface SqlInboxOptions {
    * removed together, at most this long after they ended. 10 ms when not given.
    */
   readonly commitInterval?: Duration.Input | undefined
+  /** What a stored update survives. `power-loss` when not given. A server that is asked for storage decides by itself. */
+  readonly durability?: Durability | undefined
 }
+
+/** `crash` spares each batch a wait for the disk: what was stored survives the process, but maybe not the machine. */
+export type Durability = "power-loss" | "crash"
 
 const commitIntervalDefault = Duration.millis(10)
 /** A statement that failed for a passing reason is tried again this often before the inbox gives up. */
@@ -318,14 +323,16 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     const remember = (fresh: ReadonlyArray<Update>) => {
       live.add(batch.id, fresh, batch.storedAt)
       recent.add(updates)
-      // The disk has it before Telegram is told to forget it.
+      // The disk has it before Telegram is told to forget it, unless the host has said that it need not.
       return Effect.as(flushed, fresh)
     }
     const atOnce = storeAtOnce(batch, offset)
     if (Result.isFailure(atOnce)) return Effect.fail(atOnce.failure)
     return atOnce.success ? remember(updates) : Effect.flatMap(storeWithRows(batch, offset), remember)
   }
-  const flushed = Effect.mapError(flush(sql), (cause) => inboxError("flush", cause))
+  const flushed = options.durability === "crash"
+    ? Effect.void
+    : Effect.mapError(flush(sql), (cause) => inboxError("flush", cause))
 
   /** Gives each update that a previous run has left a row of its own. */
   const unpack = Effect.fnUntraced(function*() {

@@ -138,7 +138,7 @@ const runnerBot = async (job, handle, { ordered }) => {
 }
 
 /** The layers as `Soloist.layerBot` stacks them, with a lock in memory: no file system but that of the inbox. */
-const soloistParts = async (job, handle, { durable, effectHandler = false }) => {
+const soloistParts = async (job, handle, { durable, durability, effectHandler = false }) => {
   const { Effect, Layer, Logger, Redacted } = await import("effect")
   const NodeRuntime = await import("@effect/platform-node/NodeRuntime")
   const [{ InstanceLock }, { LockStore }, { Health }, { Supervisor }, Sqlite, { migrate }] = await Promise.all([
@@ -169,7 +169,7 @@ const soloistParts = async (job, handle, { durable, effectHandler = false }) => 
   )
   const storage = () =>
     Layer.effectDiscard(migrate).pipe(Layer.provideMerge(Sqlite.layer({ filename: join(job.folder, "soloist.db") })))
-  const inbox = durable ? UpdateInbox.layer().pipe(Layer.provide(storage())) : UpdateInbox.layerMemory
+  const inbox = durable ? UpdateInbox.layer({ durability }).pipe(Layer.provide(storage())) : UpdateInbox.layerMemory
   const session = Layer.unwrap(
     Effect.map(
       KeepAliveFetch.fromContext,
@@ -213,6 +213,7 @@ const soloistService = async (job, handle) => {
 const runtimes = {
   "soloist": soloistService,
   "soloist-sqlite": (job, handle) => soloistParts(job, handle, { durable: true }),
+  "soloist-sqlite-crash": (job, handle) => soloistParts(job, handle, { durable: true, durability: "crash" }),
   "soloist-sqlite-effect": (job, handle) => soloistParts(job, handle, { durable: true, effectHandler: true }),
   "soloist-memory": (job, handle) => soloistParts(job, handle, { durable: false }),
   "grammy": async (job, handle) => {

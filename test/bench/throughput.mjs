@@ -33,6 +33,7 @@ const oneByOneMax = 1_000
 
 const runtimes = {
   "soloist-sqlite": "Soloist, SQLite inbox",
+  "soloist-sqlite-crash": "Soloist, SQLite, DURABILITY=crash",
   "soloist-memory": "Soloist, memory inbox",
   "grammy": "grammY bot.start",
   "runner": "@grammyjs/runner",

@@ -12,7 +12,7 @@ import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 import { BotSession } from "../../src/telegram/BotSession.ts"
-import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
+import { type SqlInboxOptions, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { handlesNothing, me, textUpdate } from "./ScriptedTelegram.ts"
 import { all, ids, suite } from "./UpdateInboxTest.ts"
 
@@ -28,16 +28,16 @@ const lockWith = (fencingToken: bigint) =>
   })
 const sessionOf = (id: number) =>
   Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id }, begin: handlesNothing })
-const inbox = (fencingToken = 7n, bot = me.id) =>
-  UpdateInbox.layer().pipe(Layer.provide([lockWith(fencingToken), sessionOf(bot), Supervisor.layer]))
+const inbox = (fencingToken = 7n, bot = me.id, options: SqlInboxOptions = {}) =>
+  UpdateInbox.layer(options).pipe(Layer.provide([lockWith(fencingToken), sessionOf(bot), Supervisor.layer]))
 
 suite("memory", () => UpdateInbox.layerMemory)
 suite("sql", () => inbox().pipe(Layer.provide(Storage.layerMemory)))
 
-const open = (fencingToken = 7n, bot = me.id) =>
+const open = (fencingToken = 7n, bot = me.id, options: SqlInboxOptions = {}) =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
-    const context = yield* Layer.buildWithScope(Layer.fresh(inbox(fencingToken, bot)), scope)
+    const context = yield* Layer.buildWithScope(Layer.fresh(inbox(fencingToken, bot, options)), scope)
     return { inbox: yield* Effect.provideContext(UpdateInbox, context), close: Scope.close(scope, Exit.void) }
   })
 
@@ -138,12 +138,12 @@ describe("UpdateInbox (sql)", () => {
       assert.deepStrictEqual([yield* batches, yield* rows], [[], []])
     }).pipe(Effect.provide(Storage.layerMemory)))
 
-  it.effect("waits for the disk when it stores a batch, and not when it removes one", () =>
+  it.effect("waits for the disk when it stores a batch and is to survive a loss of power, and not when it removes one", () =>
     Effect.gen(function*() {
       const directory = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped()
       const log = join(directory, "soloist.db-wal")
       yield* Effect.gen(function*() {
-        const { inbox } = yield* open()
+        const { close, inbox } = yield* open()
         const { batches } = yield* tables
         // What is waited for is the log, by its name until it is open.
         yield* Effect.sync(() => renameSync(log, `${log}.away`))
@@ -153,8 +153,14 @@ describe("UpdateInbox (sql)", () => {
         yield* inbox.finish(1)
         yield* TestClock.adjust("10 millis")
         assert.deepStrictEqual(yield* batches, [])
+        yield* close
+        const hasty = yield* open(8n, me.id, { durability: "crash" })
+        assert.deepStrictEqual(ids(yield* hasty.inbox.store([textUpdate(2)])), [2])
+        yield* hasty.close
         yield* Effect.sync(() => renameSync(`${log}.away`, log))
-        assert.deepStrictEqual(ids(yield* inbox.store([textUpdate(2)])), [2])
+        const careful = yield* open(9n)
+        assert.deepStrictEqual(ids(yield* careful.inbox.store([textUpdate(3)])), [3])
+        assert.deepStrictEqual(ids(yield* careful.inbox.unfinished(all)), [2, 3])
       }).pipe(Effect.provide(Layer.fresh(Storage.layer({ directory }))))
     }).pipe(Effect.provide([NodeFileSystem.layer, NodePath.layer])))
 
