@@ -140,10 +140,13 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     }
     try {
       const isHeld = runPrepared(guard).changes > 0
-      if (isHeld) { for (const statement of statements) runPrepared(statement) }
-      if (isHeld) commitPrepared.run()
-      else rollBack()
-      isUnflushed ||= isHeld
+      if (isHeld) {
+        for (const statement of statements) runPrepared(statement)
+        commitPrepared.run()
+        isUnflushed = true
+      } else {
+        rollBack()
+      }
       return Result.succeed(isHeld)
     } catch (cause) {
       rollBack()

@@ -27,6 +27,7 @@ import { BotSession } from "./BotSession.ts"
 import * as Conflicts from "./ConflictBudget.ts"
 import { UpdateDispatcher } from "./UpdateDispatcher.ts"
 import { type InboxError, UpdateInbox } from "./UpdateInbox.ts"
+import { offsetAfter } from "./UpdateInbox/Untried.ts"
 import * as PollHealth from "./UpdatePoller/PollHealth.ts"
 import * as Polls from "./UpdatePoller/Polls.ts"
 
@@ -90,7 +91,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   /** Something has failed since the last answer. */
   let isDisturbed = false
   /** The poll that was begun ahead of its turn. */
-  let next: Polls.Poll<ReadonlyArray<Update>, BotApiError | InboxError> | undefined
+  let next: Polls.Poll<ReadonlyArray<Update>, BotApiError> | undefined
 
   const getUpdates = (parameters: { readonly limit: number; readonly timeout: Duration.Duration }) =>
     session.call("getUpdates", (api, signal) => {
@@ -130,9 +131,9 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
   /** Stored and counted as one step: an interruption in between would repeat the batch to nobody's use. */
   const store = (batch: ReadonlyArray<Update>) =>
     Effect.uninterruptible(Effect.map(inbox.store(batch), (fresh) => {
-      const next = Math.max(...batch.map((update) => update.update_id)) + 1
-      const isBackwards = next < offset
-      offset = next
+      const after = offsetAfter(batch, offset)
+      const isBackwards = after < offset
+      offset = after
       return { fresh, isBackwards }
     }))
 
