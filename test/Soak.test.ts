@@ -25,9 +25,16 @@ const run = <Fields extends Schema.Struct.Fields>(
     (child) =>
       Effect.callback<unknown>((resume) => {
         let said = ""
+        let report: unknown
         for (const stream of [child.stdout, child.stderr]) stream?.on("data", (chunk) => (said += String(chunk)))
-        child.once("message", (message) => resume(Effect.succeed(message)))
-        child.once("exit", (code, signal) => resume(Effect.die(new Error(`${script}: ${code ?? signal}\n${said}`))))
+        child.once("message", (message) => (report = message))
+        // Not before it has ended: it takes its folder with it.
+        child.once("exit", (code, signal) =>
+          resume(
+            report === undefined
+              ? Effect.die(new Error(`${script}: ${code ?? signal}\n${said}`))
+              : Effect.succeed(report)
+          ))
       }),
     (child) => Effect.sync(() => child.kill("SIGKILL"))
   ).pipe(Effect.flatMap(Schema.decodeUnknownEffect(Schema.Struct({ ...Report.fields, ...fields }))))

@@ -12,10 +12,13 @@ import type { SqlError } from "effect/sql/SqlError"
 /** Whether transactions that begin here may commit without waiting for the disk. Storages that cannot do so wait. */
 export const DeferredFlush = Context.Reference<boolean>("soloist/storage/DeferredFlush", { defaultValue: () => false })
 
-const flushes = new WeakMap<SqlClient, Effect.Effect<void, SqlError>>()
+/** `isAlone`: nothing else is under way that could go on meanwhile, so that the process may be held up for a moment. */
+export type Flush = (options: { readonly isAlone: boolean }) => Effect.Effect<void, SqlError>
+
+const flushes = new WeakMap<SqlClient, Flush>()
 
 /** Says how this storage, which does not wait, waits later. */
-export const enableFlush = (sql: SqlClient, flush: Effect.Effect<void, SqlError>): void => void flushes.set(sql, flush)
+export const enableFlush = (sql: SqlClient, flush: Flush): void => void flushes.set(sql, flush)
 
 /** Waits until the disk has all that was committed. Has nothing to wait for where each commit has waited. */
-export const flush = (sql: SqlClient): Effect.Effect<void, SqlError> => flushes.get(sql) ?? Effect.void
+export const flushOf = (sql: SqlClient): Flush => flushes.get(sql) ?? (() => Effect.void)

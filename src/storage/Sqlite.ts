@@ -11,7 +11,7 @@ import * as SqlError from "effect/sql/SqlError"
 import * as Statement from "effect/sql/Statement"
 import Database from "libsql"
 import { closeSync, fdatasync, fdatasyncSync, openSync } from "node:fs"
-import { DeferredFlush, enableFlush } from "./DeferredFlush.ts"
+import { DeferredFlush, enableFlush, type Flush } from "./DeferredFlush.ts"
 import * as Script from "./Script.ts"
 
 /** Writers of other processes wait here, and not in the middle of their work. */
@@ -154,31 +154,32 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     }
   }
 
-  // What SQLite would do within the commit. A quick disk is waited for here: another thread takes longer to be asked than
-  // it takes. As soon as it is slow it is waited for there, so that it does not hold up everything else. Effect's files know
-  // only the call that waits for the times of the file as well, which takes twice as long.
+  // What SQLite would do within the commit, in another thread, so that it does not hold up everything else. When there is
+  // nothing else a quick disk is waited for here: the other thread takes longer to be asked than it takes. Effect's files
+  // know only the call that waits for the times of the file as well, which takes twice as long.
   const clock = yield* Clock.Clock
   let isQuick = true
   let log: number | undefined
   yield* Effect.addFinalizer(() => Effect.sync(() => log === undefined || closeSync(log)))
-  const flush = Effect.suspend(() => {
-    if (!isUnflushed) return Effect.void
-    const began = clock.monotonicTimeNanosUnsafe()
-    const ended = (cause: unknown) => {
-      isQuick = clock.monotonicTimeNanosUnsafe() - began < quickFlush
-      isUnflushed ||= cause !== null
-      return cause === null ? Effect.void : Effect.fail(sqlError("flush", cause))
-    }
-    try {
-      isUnflushed = false
-      const file = log ??= openSync(`${filename}-wal`, "r+")
-      if (!isQuick) return syncElsewhere(file, ended)
-      fdatasyncSync(file)
-      return ended(null)
-    } catch (cause) {
-      return ended(cause)
-    }
-  })
+  const flush: Flush = ({ isAlone }) =>
+    Effect.suspend(() => {
+      if (!isUnflushed) return Effect.void
+      const began = clock.monotonicTimeNanosUnsafe()
+      const ended = (cause: unknown) => {
+        isQuick = clock.monotonicTimeNanosUnsafe() - began < quickFlush
+        isUnflushed ||= cause !== null
+        return cause === null ? Effect.void : Effect.fail(sqlError("flush", cause))
+      }
+      try {
+        isUnflushed = false
+        const file = log ??= openSync(`${filename}-wal`, "r+")
+        if (!isAlone || !isQuick) return syncElsewhere(file, ended)
+        fdatasyncSync(file)
+        return ended(null)
+      } catch (cause) {
+        return ended(cause)
+      }
+    })
   const syncElsewhere = (file: number, ended: (cause: unknown) => Effect.Effect<void, SqlError.SqlError>) =>
     Effect.callback<void, SqlError.SqlError>((resume) => {
       fdatasync(file, (cause) => resume(ended(cause)))

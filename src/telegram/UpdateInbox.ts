@@ -30,7 +30,7 @@ import * as Elapsed from "../operations/Elapsed.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
-import { DeferredFlush, flush } from "../storage/DeferredFlush.ts"
+import { DeferredFlush, flushOf } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
@@ -321,18 +321,18 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     const batch = { id: live.next(), updates, storedAt: clock.currentTimeMillisUnsafe() }
     const offset = offsetAfter(received, 0)
     const remember = (fresh: ReadonlyArray<Update>) => {
+      const isAlone = live.isEmpty
       live.add(batch.id, fresh, batch.storedAt)
       recent.add(updates)
       // The disk has it before Telegram is told to forget it, unless the host has said that it need not.
-      return Effect.as(flushed, fresh)
+      return options.durability === "crash" ? Effect.succeed(fresh) : Effect.as(flushed(isAlone), fresh)
     }
     const atOnce = storeAtOnce(batch, offset)
     if (Result.isFailure(atOnce)) return Effect.fail(atOnce.failure)
     return atOnce.success ? remember(updates) : Effect.flatMap(storeWithRows(batch, offset), remember)
   }
-  const flushed = options.durability === "crash"
-    ? Effect.void
-    : Effect.mapError(flush(sql), (cause) => inboxError("flush", cause))
+  const flush = flushOf(sql)
+  const flushed = (isAlone: boolean) => Effect.mapError(flush({ isAlone }), (cause) => inboxError("flush", cause))
 
   /** Gives each update that a previous run has left a row of its own. */
   const unpack = Effect.fnUntraced(function*() {

@@ -37,7 +37,8 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
   const context = yield* Layer.buildWithScope(
     DeadLetters.layer.pipe(
       Layer.provideMerge(UpdateDispatcher.layer()),
-      Layer.provideMerge(UpdateInbox.layer()),
+      // A disk would be waited for on the real clock.
+      Layer.provideMerge(UpdateInbox.layer({ durability: "crash" })),
       Layer.provideMerge(Layer.fresh(Storage.layer({ directory }))),
       Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me, begin: handlesNothing })]),
       Layer.provideMerge(Layer.mergeAll(Health.layer, Supervisor.layer)),

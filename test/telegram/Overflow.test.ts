@@ -49,7 +49,10 @@ const open = Effect.fnUntraced(function*(
       }).pipe(Effect.mapError((cause) => new HandlerFailed({ updateId: update.update_id, cause })))
   })
   const scope = yield* Scope.make()
-  const inboxLayer = Layer.effect(UpdateInbox, Effect.map(UpdateInbox, around)).pipe(Layer.provide(UpdateInbox.layer()))
+  const inboxLayer = Layer.effect(UpdateInbox, Effect.map(UpdateInbox, around)).pipe(
+    // A disk would be waited for on the real clock.
+    Layer.provide(UpdateInbox.layer({ durability: "crash" }))
+  )
   const context = yield* Layer.buildWithScope(
     UpdateDispatcher.layer({ handlerTimeout: "1 day", ...options }).pipe(
       Layer.provideMerge(inboxLayer),

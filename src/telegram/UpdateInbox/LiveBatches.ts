@@ -50,6 +50,10 @@ export class LiveBatches {
     this.lastId = Math.max(this.lastId, id)
   }
 
+  get isEmpty(): boolean {
+    return this.live.size === 0
+  }
+
   has(updateId: number): boolean {
     return this.find(updateId) !== undefined
   }
