@@ -223,9 +223,7 @@ const definitions = {
     variable: "DURABILITY",
     expected: "power-loss or crash",
     shown: "power-loss",
-    about:
-      "What a stored update survives: a loss of power, or only a crash and `kill -9`, which spares every batch a wait " +
-      "for the disk. With `DATABASE_URL` the server decides.",
+    about: "What a stored update survives: a loss of power, or only a crash, without a wait for the disk.",
     fallback: "power-loss",
     parse: oneOf("power-loss", "crash")
   }),
@@ -466,13 +464,8 @@ const readStateDir = Effect.fnUntraced(function*(bot: string) {
   )
 }, Effect.provide(UserDirectories.layer))
 
-const firstOf = Effect.fnUntraced(function*(variables: ReadonlyArray<string>, fallback: string) {
-  for (const variable of variables) {
-    const found = yield* raw(variable)
-    if (Option.isSome(found)) return found.value
-  }
-  return fallback
-})
+const firstOf = (variables: ReadonlyArray<string>, fallback: string) =>
+  Effect.map(Effect.forEach(variables, raw), (found) => Option.getOrElse(Option.firstSomeOf(found), () => fallback))
 
 export class SoloistConfig extends Context.Service<SoloistConfig, Settings>()("soloist/SoloistConfig") {
   /** From the current `ConfigProvider`: the environment, unless the host says otherwise. */
