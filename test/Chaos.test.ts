@@ -128,6 +128,20 @@ describe("the judge of the chaos", () => {
     assert.strictEqual(repeats(3_000, [{ ...cut, from: 10_000, to: 11_000 }]).violations.length, 1)
   })
 
+  it("excuses what a write could not remove that waits on a link which has died, and for as long as it waits", () => {
+    const repeats = (inbox: Judge.History["inbox"], kind: string, to: number) =>
+      Judge.repeats(historyOf({
+        inbox,
+        processes: [life("a", { killedAt: 23_000 })],
+        messages: [message(0, answer("a", 20_000), answer("b", 29_000))],
+        faults: [{ kind, on: "store", owner: "a", from: 100, to }]
+      })).unwritten
+    assert.strictEqual(repeats("store", "link to the store", 10_100), 1)
+    assert.strictEqual(repeats("store", "link to the store", 9_900), 0)
+    assert.strictEqual(repeats("store", "store frozen", 10_100), 0)
+    assert.strictEqual(repeats("disk", "link to the store", 10_100), 0)
+  })
+
   it("finds an end that nothing explains", () => {
     const ends = (code: number | string, more: Partial<Judge.Life> = {}, faults: ReadonlyArray<Judge.Fault> = []) =>
       Judge.exits(historyOf({ processes: [life("a", { code, exitedAt: 1_000, ...more })], faults })).length

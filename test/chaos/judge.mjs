@@ -23,6 +23,12 @@ export const commitInterval = 10
 /** What the removal itself may take where nothing is slow: one transaction of the storage. */
 const commitMax = 50
 
+/**
+ * For how long a write to a server may wait on a connection of a link that went dead, also when the link works again
+ * (`silence` in `src/storage/Postgres.ts`).
+ */
+const deadLinkMax = 10_000
+
 /** What the inbox says to a former holder. */
 export const refusal = "an instance with a newer lease has stored updates"
 
@@ -186,7 +192,7 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
   const during = (places, owner, from, to) =>
     history.faults.some((fault) =>
       places.includes(fault.on) && isOn(fault, owner) && fault.from <= to &&
-      (fault.to ?? never) >= from
+      (fault.to ?? never) >= from - (fault.on === history.inbox && isOfLink(fault) ? deadLinkMax : 0)
     )
   for (const { calls, number } of history.messages) {
     for (const [index, first] of calls.slice(0, -1).entries()) {
@@ -223,6 +229,9 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
   }
   return { ...found, count: found.running + found.committing + found.unknown + found.unwritten, violations }
 }
+
+/** Whether it may leave a connection behind that is dead and does not know it. */
+const isOfLink = ({ kind, on }) => on === "store" && kind === "link to the store"
 
 /** When the process can have heard the answer: when its link passed it on, which is never where it was swallowed. */
 const heardAt = (call) => call.connection === undefined ? endOf(call) : call.deliveredAt ?? never
