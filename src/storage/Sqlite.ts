@@ -69,13 +69,11 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     attempt("execute", () => {
       // A statement of its own is a transaction too, and waits for the disk.
       if (isDeferred && !isBegun && !sql.startsWith("SELECT")) defer(false)
-      const statement = prepared.take(sql)
-      const result = statement.reader
-        // What a row holds is known to the statement's author only, so the driver's interface says `any`: the one cast.
-        ? { rows: statement.raw(asValues).all(params) as Array<never>, info: undefined }
-        : { rows: noRows, info: statement.run(params) }
-      prepared.giveBack(sql, statement)
-      return result
+      return prepared.use(sql, (statement) =>
+        statement.reader
+          // What a row holds is known to the statement's author only, so the driver's interface says `any`: the one cast.
+          ? { rows: statement.raw(asValues).all(params) as Array<never>, info: undefined }
+          : { rows: noRows, info: statement.run(params) })
     })
   const execute: SqlConnection.Connection["execute"] = (sql, params, transform) =>
     Effect.map(run(sql, params, false), ({ rows }) => transform ? transform(rows) : rows)
@@ -122,27 +120,21 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
       // After some failures, such as a full disk, SQLite has done so by itself.
     }
   }
-  const runPrepared = ({ parameters, text }: Script.Statement): Database.RunResult => {
-    const statement = prepared.take(text)
-    const result = statement.run(parameters)
-    prepared.giveBack(text, statement)
-    return result
-  }
-  const beginPrepared = yield* attempt("prepare", () => database.prepare(beginTransaction))
-  const commitPrepared = yield* attempt("prepare", () => database.prepare("COMMIT"))
+  const runPrepared = (text: string, parameters: ReadonlyArray<unknown> = []) =>
+    prepared.use(text, (statement) => statement.run(parameters))
   const script: Script.Run = (guard, statements) => {
     if (isBegun) return undefined
     try {
       defer(true)
-      beginPrepared.run()
+      runPrepared(beginTransaction)
     } catch (cause) {
       return Result.fail(sqlError("begin", cause))
     }
     try {
-      const isHeld = runPrepared(guard).changes > 0
+      const isHeld = runPrepared(guard.text, guard.parameters).changes > 0
       if (isHeld) {
-        for (const statement of statements) runPrepared(statement)
-        commitPrepared.run()
+        for (const { parameters, text } of statements) runPrepared(text, parameters)
+        runPrepared("COMMIT")
         isUnflushed = true
       } else {
         rollBack()
@@ -217,14 +209,21 @@ class PreparedStatements {
     this.database = database
   }
 
-  take(sql: string): Database.Statement {
+  use<A>(sql: string, run: (statement: Database.Statement) => A): A {
+    const statement = this.take(sql)
+    const result = run(statement)
+    this.giveBack(sql, statement)
+    return result
+  }
+
+  private take(sql: string): Database.Statement {
     const known = this.kept.get(sql)
     if (known === undefined) return this.database.prepare(sql)
     this.kept.delete(sql)
     return known
   }
 
-  giveBack(sql: string, statement: Database.Statement): void {
+  private giveBack(sql: string, statement: Database.Statement): void {
     this.kept.set(sql, statement)
     if (this.kept.size <= preparedMax) return
     for (const oldest of this.kept.keys()) {

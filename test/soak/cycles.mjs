@@ -5,7 +5,8 @@
  *
  * `Soloist.layer` with its sandbox, SQLite, file lock, probes, knowledge and posts. Each time a message is answered before
  * the stop; every tenth time a second instance is refused by the lock, and one by a port that is taken after it has the
- * lock. When so few starts leave open whether something stays, it goes on, up to four times as long. With its optimising compilers on, V8 makes a little more machine code for as long as it runs: a kilobyte
+ * lock. When so few starts leave open whether something stays, it goes on, up to four times as long. With its optimising
+ * compilers on, V8 makes a little more machine code for as long as it runs: a kilobyte
  * for each start. The sandbox keeps its port, because Node's fetch remembers every address that it was used with.
  */
 import { Cause, Context, Duration, Effect, Exit, Fiber, Layer, Logger, Scope } from "effect"

@@ -1,19 +1,16 @@
 import { assert, it } from "@effect/vitest"
 import { Effect, Layer, Redacted, Schedule } from "effect"
 import { SqlClient } from "effect/sql"
-import { Bot } from "grammy"
 import { inspect } from "node:util"
-import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Fence from "../../src/schedule/Fence.ts"
 import * as JobState from "../../src/schedule/JobState.ts"
 import * as PostLedger from "../../src/schedule/PostLedger.ts"
 import * as Fences from "../../src/storage/Fences.ts"
 import * as Postgres from "../../src/storage/Postgres.ts"
-import { BotSession } from "../../src/telegram/BotSession.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
-import { handlesNothing, me, textUpdate } from "../telegram/ScriptedTelegram.ts"
+import { lockWith, me, sessionOf, textUpdate } from "../telegram/ScriptedTelegram.ts"
 import { all, ids } from "../telegram/UpdateInboxTest.ts"
 
 let databases = 0
@@ -33,18 +30,10 @@ const database = Effect.fnUntraced(function*(server: Redacted.Redacted) {
   return Redacted.make(url.href)
 })
 
-const holder = { owner: "o", pid: 1, host: "h", version: "0", since: 0, bot: "1" }
 const inbox = (fencingToken: bigint, id = me.id) =>
   Layer.fresh(UpdateInbox.layer()).pipe(Layer.provide([
-    Layer.mock(InstanceLock, {
-      holder,
-      fencingToken,
-      lost: Effect.never,
-      ensureValid: Effect.void,
-      isValidUnsafe: () => true,
-      verify: Effect.void
-    }),
-    Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id }, begin: handlesNothing }),
+    lockWith(fencingToken),
+    sessionOf(id),
     Supervisor.layer
   ]))
 const use = <A, E, R>(

@@ -3,7 +3,6 @@ import { Context, Effect, Exit, Fiber, Layer, Random, Redacted, Runtime, Schema,
 import { SqlClient, SqlError } from "effect/sql"
 import { TestClock } from "effect/testing"
 import {
-  Bot,
   type Context as GrammyContext,
   lazySession,
   type Middleware,
@@ -13,7 +12,6 @@ import {
 } from "grammy"
 import type { Update } from "grammy/types"
 import { inspect } from "node:util"
-import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Postgres from "../../src/storage/Postgres.ts"
 import * as Storage from "../../src/storage/Storage.ts"
@@ -24,19 +22,7 @@ import { on, UpdateHandler, use } from "../../src/telegram/UpdateHandler.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
 import { makeLogs } from "./Logs.ts"
-import { handlesNothing, makeTelegram, me, settle, textUpdate } from "./ScriptedTelegram.ts"
-
-const lockWith = (fencingToken: bigint) =>
-  Layer.mock(InstanceLock, {
-    holder: { owner: "o", pid: 4242, host: "host", version: "0", since: 0 },
-    fencingToken,
-    lost: Effect.never,
-    ensureValid: Effect.void,
-    isValidUnsafe: () => true,
-    verify: Effect.void
-  })
-const sessionOf = (botId: number) =>
-  Layer.mock(BotSession, { bot: new Bot("1:none"), me: { ...me, id: botId }, begin: handlesNothing })
+import { lockWith, makeTelegram, me, sessionOf, settle, textUpdate } from "./ScriptedTelegram.ts"
 
 /** The state as an instance sees it that holds this fencing token. */
 const stateOf = (fencingToken: bigint, botId = me.id) =>

@@ -4,19 +4,18 @@ import { assert, describe, it } from "@effect/vitest"
 import { Context, Effect, Exit, FileSystem, Layer, Metric, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
-import { Bot } from "grammy"
 import type { Update } from "grammy/types"
 import { cpSync } from "node:fs"
 import { Health } from "../../src/operations/Health.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
-import { BotSession, HandlerFailed } from "../../src/telegram/BotSession.ts"
+import { HandlerFailed } from "../../src/telegram/BotSession.ts"
 import { DeadLetters } from "../../src/telegram/DeadLetters.ts"
 import { UpdateDispatcher } from "../../src/telegram/UpdateDispatcher.ts"
 import { UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { makeLogs } from "./Logs.ts"
-import { handlesNothing, makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { makeLock, me, sessionOf, settle, textUpdate } from "./ScriptedTelegram.ts"
 import { all, ids } from "./UpdateInboxTest.ts"
 
 const platform = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer)
@@ -40,7 +39,7 @@ const open = Effect.fnUntraced(function*(directory: string, handle: (update: Upd
       // A disk would be waited for on the real clock.
       Layer.provideMerge(UpdateInbox.layer({ durability: "crash" })),
       Layer.provideMerge(Layer.fresh(Storage.layer({ directory }))),
-      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me, begin: handlesNothing })]),
+      Layer.provide([handler, lock.layer, sessionOf(me.id)]),
       Layer.provideMerge(Layer.mergeAll(Health.layer, Supervisor.layer)),
       Layer.provide(platform),
       Layer.provideMerge(logs.layer)

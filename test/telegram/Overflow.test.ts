@@ -8,20 +8,19 @@ import { assert, describe, it } from "@effect/vitest"
 import { Context, Deferred, Effect, Exit, Fiber, FileSystem, Layer, Random, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
-import { Bot } from "grammy"
 import type { Update } from "grammy/types"
 import { cpSync } from "node:fs"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
-import { BotSession, HandlerFailed } from "../../src/telegram/BotSession.ts"
+import { HandlerFailed } from "../../src/telegram/BotSession.ts"
 import { UpdateDispatcher, type UpdateDispatcherOptions } from "../../src/telegram/UpdateDispatcher.ts"
 import { overflowMax } from "../../src/telegram/UpdateDispatcher/Overflow.ts"
 import { UpdateHandler } from "../../src/telegram/UpdateHandler.ts"
 import { InboxError, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { makeLogs } from "./Logs.ts"
-import { handlesNothing, makeLock, me, settle, textUpdate } from "./ScriptedTelegram.ts"
+import { makeLock, me, sessionOf, settle, textUpdate } from "./ScriptedTelegram.ts"
 import { ids } from "./UpdateInboxTest.ts"
 
 const platform = Layer.mergeAll(NodeFileSystem.layer, NodePath.layer)
@@ -57,7 +56,7 @@ const open = Effect.fnUntraced(function*(
     UpdateDispatcher.layer({ handlerTimeout: "1 day", ...options }).pipe(
       Layer.provideMerge(inboxLayer),
       Layer.provideMerge(Layer.fresh(Storage.layer({ directory }))),
-      Layer.provide([handler, lock.layer, Layer.mock(BotSession, { bot: new Bot("1:x"), me, begin: handlesNothing })]),
+      Layer.provide([handler, lock.layer, sessionOf(me.id)]),
       Layer.provideMerge(Supervisor.layer),
       Layer.provide(platform),
       Layer.provideMerge(logs.layer)

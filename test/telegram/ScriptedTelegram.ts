@@ -4,9 +4,11 @@
  */
 import { Clock, Deferred, Effect, Layer, Queue, Redacted, Ref } from "effect"
 import { Fetch } from "effect/http/FetchHttpClient"
+import { Bot } from "grammy"
 import type { Update, UserFromGetMe } from "grammy/types"
 import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { LeaseLost } from "../../src/lock/LockStore.ts"
+import { BotSession } from "../../src/telegram/BotSession.ts"
 
 export const secret = "123456789:AAcanaryCANARYcanaryCANARYcanaryCANA"
 export const token = Redacted.make(secret)
@@ -76,6 +78,19 @@ export const makeTelegram = Effect.gen(function*() {
 
 /** For sessions that are only asked who the bot is. */
 export const handlesNothing = () => () => {}
+export const sessionOf = (botId: number) =>
+  Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id: botId }, begin: handlesNothing })
+
+/** A lock that is held for good, with this fencing token. */
+export const lockWith = (fencingToken: bigint) =>
+  Layer.mock(InstanceLock, {
+    holder: { owner: "o", pid: 4242, host: "host", version: "0", since: 0 },
+    fencingToken,
+    lost: Effect.never,
+    ensureValid: Effect.void,
+    isValidUnsafe: () => true,
+    verify: Effect.void
+  })
 
 /** A lock whose lease the test can lose. */
 export const makeLock = Effect.gen(function*() {

@@ -4,30 +4,15 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, FileSystem, Latch, Layer, Runtime, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
-import { Bot } from "grammy"
 import type { Update } from "grammy/types"
 import { renameSync } from "node:fs"
 import { join } from "node:path"
-import { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Storage from "../../src/storage/Storage.ts"
-import { BotSession } from "../../src/telegram/BotSession.ts"
 import { type SqlInboxOptions, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
-import { handlesNothing, me, textUpdate } from "./ScriptedTelegram.ts"
+import { lockWith, me, sessionOf, textUpdate } from "./ScriptedTelegram.ts"
 import { all, ids, suite } from "./UpdateInboxTest.ts"
 
-const holder = { owner: "o", pid: 1, host: "h", version: "0", since: 0 }
-const lockWith = (fencingToken: bigint) =>
-  Layer.mock(InstanceLock, {
-    holder,
-    fencingToken,
-    lost: Effect.never,
-    ensureValid: Effect.void,
-    isValidUnsafe: () => true,
-    verify: Effect.void
-  })
-const sessionOf = (id: number) =>
-  Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id }, begin: handlesNothing })
 const inbox = (fencingToken = 7n, bot = me.id, options: SqlInboxOptions = {}) =>
   UpdateInbox.layer(options).pipe(Layer.provide([lockWith(fencingToken), sessionOf(bot), Supervisor.layer]))
 

@@ -27,19 +27,18 @@ import {
 } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
-import { Bot } from "grammy"
 import type { Update } from "grammy/types"
 import { inspect } from "node:util"
-import { InstanceLock } from "../../src/lock/InstanceLock.ts"
+import type { InstanceLock } from "../../src/lock/InstanceLock.ts"
 import { LeaseLost } from "../../src/lock/LockStore.ts"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
 import * as Postgres from "../../src/storage/Postgres.ts"
 import * as Storage from "../../src/storage/Storage.ts"
-import { BotSession } from "../../src/telegram/BotSession.ts"
+import type { BotSession } from "../../src/telegram/BotSession.ts"
 import { laneOf } from "../../src/telegram/Lane.ts"
 import { type InboxPage, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import * as Servers from "../servers/Postgres.ts"
-import { handlesNothing, me, textUpdate } from "./ScriptedTelegram.ts"
+import { lockWith, me, sessionOf, textUpdate } from "./ScriptedTelegram.ts"
 
 // ---- commands
 
@@ -278,8 +277,6 @@ interface Process {
   readonly close: Effect.Effect<void>
 }
 
-const holder = { owner: "o", pid: 1, host: "h", version: "0", since: 0 }
-
 const openOn = Effect.fnUntraced(function*(
   layer: Layer.Layer<UpdateInbox, unknown, InstanceLock | BotSession | Supervisor>,
   token: bigint,
@@ -291,18 +288,9 @@ const openOn = Effect.fnUntraced(function*(
     failure: Effect.never,
     fork: (_name, run) => Effect.tap(Effect.forkDetach(run), (fiber) => Effect.sync(() => workers.push(fiber)))
   })
-  const lock = Layer.mock(InstanceLock, {
-    holder,
-    fencingToken: token,
-    lost: Effect.never,
-    ensureValid: Effect.void,
-    isValidUnsafe: () => true,
-    verify: Effect.void
-  })
-  const session = Layer.mock(BotSession, { bot: new Bot("1:x"), me: { ...me, id: botId }, begin: handlesNothing })
   const scope = yield* Scope.make()
   const context = yield* Layer.buildWithScope(
-    Layer.fresh(layer).pipe(Layer.provide([supervisor, lock, session])),
+    Layer.fresh(layer).pipe(Layer.provide([supervisor, lockWith(token), sessionOf(botId)])),
     scope
   )
   const crash = Effect.suspend(() => Fiber.interruptAll(workers))

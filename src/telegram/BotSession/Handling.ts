@@ -37,34 +37,27 @@ const unfollowed = new Set<Handling>()
 
 /** Begins to handle an update: all that `handle` calls is of it, until `end` says that nothing of it runs any more. */
 export const begin = <Input, A>(handling: Handling, handle: Handle<Input, A>, input: Input): A => {
-  if (isFollowed) return storage.run(handling, beginHere, handling, handle, input)
+  if (isFollowed) return storage.run(handling, enter, handling, handle, input, handling)
   unfollowed.add(handling)
-  return beginHere(handling, handle, input)
+  return enter(handling, handle, input, handling)
 }
 
 /** What handles an update, without a closure of its own for each of them. */
 export type Handle<Input, A> = (input: Input, handling: Handling) => A
-
-const beginHere = <Input, A>(handling: Handling, handle: Handle<Input, A>, input: Input): A => {
-  const before = here
-  here = handling
-  try {
-    return handle(input, handling)
-  } finally {
-    here = before
-  }
-}
 
 export const end = (handling: Handling): void => {
   if (unfollowed.size > 0) unfollowed.delete(handling)
 }
 
 /** Calls something that is of this update, or of none, whatever called it. */
-export const within = <A>(handling: Handling | undefined, call: () => A): A => {
+export const within = <A>(handling: Handling | undefined, call: () => A): A =>
+  enter(handling ?? nobody, call, undefined, undefined)
+
+const enter = <A, B, C>(whose: Handling | typeof nobody, call: (a: A, b: B) => C, a: A, b: B): C => {
   const before = here
-  here = handling ?? nobody
+  here = whose
   try {
-    return call()
+    return call(a, b)
   } finally {
     here = before
   }

@@ -5,14 +5,12 @@
  * to it when that was committed.
  */
 import type { Update } from "grammy/types"
+import { type IdRange, rangeOf } from "./IdRange.ts"
 
-export interface Batch {
+export interface Batch extends IdRange {
   readonly id: number
   readonly storedAt: number
   readonly updates: ReadonlyArray<Update>
-  /** The smallest and the largest of their ids. */
-  readonly first: number
-  readonly last: number
   /** 1 for each update that is live. */
   readonly isLive: Uint8Array
   /** How many have not ended. */
@@ -73,14 +71,8 @@ export class LiveBatches {
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
     if (updates.length === 0) return
-    let first = Number.POSITIVE_INFINITY
-    let last = Number.NEGATIVE_INFINITY
-    for (const { update_id: updateId } of updates) {
-      if (updateId < first) first = updateId
-      if (updateId > last) last = updateId
-    }
     const isLive = new Uint8Array(updates.length).fill(1)
-    this.live.add({ id, storedAt, updates, first, last, isLive, left: updates.length, dueSince: undefined })
+    this.live.add({ ...rangeOf(updates), id, storedAt, updates, isLive, left: updates.length, dueSince: undefined })
   }
 
   /** Has ended. Returns whether it was in a batch. */

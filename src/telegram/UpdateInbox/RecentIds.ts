@@ -6,13 +6,12 @@
  * others is new without a look at its ids.
  */
 import type { Update } from "grammy/types"
+import { type IdRange, rangeOf } from "./IdRange.ts"
 
 const recentMax = 4_096
 
-interface Batch {
+interface Batch extends IdRange {
   readonly ids: ReadonlyArray<number>
-  readonly first: number
-  readonly last: number
 }
 
 export class RecentIds {
@@ -45,16 +44,10 @@ export class RecentIds {
   }
 }
 
-const batchOf = (updates: ReadonlyArray<Update>): Batch => {
-  const ids = updates.map(({ update_id: id }) => id)
-  let first = Number.POSITIVE_INFINITY
-  let last = Number.NEGATIVE_INFINITY
-  for (const id of ids) {
-    if (id < first) first = id
-    if (id > last) last = id
-  }
-  return { ids, first, last }
-}
+const batchOf = (updates: ReadonlyArray<Update>): Batch => ({
+  ...rangeOf(updates),
+  ids: updates.map(({ update_id: id }) => id)
+})
 
 const isRising = (ids: ReadonlyArray<number>): boolean => {
   for (let index = 1; index < ids.length; index++) {
