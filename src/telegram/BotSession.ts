@@ -229,6 +229,8 @@ const handle = (begin: BeginHandling, update: Update): Effect.Effect<void, Handl
 class Handled implements Handling.Handling {
   readonly context: Context.Context<never>
   hasEnded = false
+  before: Handling.Handling | undefined = undefined
+  after: Handling.Handling | undefined = undefined
   private wasCut = false
   private controller: AbortController | undefined
   private forked: Set<Fiber.Fiber<unknown, unknown>> | undefined

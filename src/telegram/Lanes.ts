@@ -2,15 +2,22 @@
  * Which update runs next: one queue per lane, and a queue of the lanes that have something to run. The invariants: the
  * updates of a lane run one at a time and in order; a lane gets one turn and then waits behind all others that are
  * ready, so that a hot chat never delays them. No effects, no waiting: who takes a lane gives it back.
+ *
+ * A lane that has run empty is kept for a while: most chats that have written write again, and a `Map` whose entries come
+ * and go is not as cheap as it looks (`UnderWay.ts`). Those that are not used are never more than those that are, or
+ * `idleMax`.
  */
 export interface Lane<A> {
   readonly key: string
   items: Array<A>
   head: number
+  /** Nothing of it waits or has its turn. */
+  isIdle: boolean
 }
 
 export class Lanes<A> {
-  private readonly lanes = new Map<string, Lane<A>>()
+  private lanes = new Map<string, Lane<A>>()
+  private idle = 0
   private ready: Array<Lane<A>> = []
   private readyHead = 0
 
@@ -20,9 +27,14 @@ export class Lanes<A> {
     if (lane !== undefined) {
       if (lane.items.length - lane.head >= max) return false
       lane.items.push(item)
+      if (lane.isIdle) {
+        lane.isIdle = false
+        this.idle--
+        this.ready.push(lane)
+      }
       return true
     }
-    const fresh = { key, items: [item], head: 0 }
+    const fresh = { key, items: [item], head: 0, isIdle: false }
     this.lanes.set(key, fresh)
     this.ready.push(fresh)
     return true
@@ -66,7 +78,10 @@ export class Lanes<A> {
   /** The turn is over. */
   giveBack(lane: Lane<A>): void {
     if (lane.head >= lane.items.length) {
-      this.lanes.delete(lane.key)
+      lane.items.length = 0
+      lane.head = 0
+      lane.isIdle = true
+      if (++this.idle > idleMax && this.idle > this.lanes.size / 2) this.forgetIdle()
       return
     }
     if (lane.head >= compactAt) {
@@ -82,6 +97,11 @@ export class Lanes<A> {
     this.giveBack(lane)
   }
 
+  private forgetIdle(): void {
+    this.lanes = new Map([...this.lanes].filter(([, { isIdle }]) => !isIdle))
+    this.idle = 0
+  }
+
   /** Takes out everything that was not begun. */
   clear(): ReadonlyArray<A> {
     return [...this.lanes.values()].flatMap((lane) => lane.items.splice(lane.head))
@@ -89,3 +109,4 @@ export class Lanes<A> {
 }
 
 const compactAt = 64
+const idleMax = 1_024

@@ -25,6 +25,7 @@ import { Supervisor } from "../operations/Supervisor.ts"
 import type { HandlerFailed } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import { type Lane, Lanes } from "./Lanes.ts"
+import { type Entry, UnderWay } from "./UnderWay.ts"
 import * as Attempts from "./UpdateDispatcher/Attempts.ts"
 import * as Backlogs from "./UpdateDispatcher/Backlog.ts"
 import * as DrainReport from "./UpdateDispatcher/DrainReport.ts"
@@ -122,7 +123,7 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   const broken = yield* Deferred.make<never, LeaseLost | InboxError>()
   const suspects = yield* Queue.unbounded<Backlogs.Suspect & { readonly lane: Lane<Update> }>()
   /** In the order in which they began. */
-  const underWay = new Set<Running>()
+  const underWay = new UnderWay<Running>()
   const waitingToRetry = new Set<Fiber.Fiber<void, LeaseLost | InboxError>>()
   /** Of the few updates that are not on their first attempt or come from a previous run. */
   const records = new Map<number, Attempts.Record>()
@@ -201,7 +202,9 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
       since: Elapsed.millisUnsafe(clock),
       interrupt: () => {},
       isOverdue: false,
-      isCut: false
+      isCut: false,
+      before: undefined,
+      after: undefined
     }
     underWay.add(running)
     running.interrupt = beginHandler(update, (exit) => ended(running, exit))
@@ -372,8 +375,9 @@ const make = Effect.fnUntraced(function*(options: UpdateDispatcherOptions) {
   /** Begins nothing any more, and ends what is under way. */
   const stop = Effect.suspend(() => {
     isStopped = true
-    for (const running of underWay) running.isCut = true
-    for (const running of underWay) running.interrupt()
+    const cutNow = [...underWay]
+    for (const running of cutNow) running.isCut = true
+    for (const running of cutNow) running.interrupt()
     return underWay.size === 0 ? Effect.void : allEnded.await
   })
 
@@ -457,7 +461,7 @@ const drainMargin = Duration.seconds(2)
 const pageMax = 500
 
 /** A handler that is under way. */
-interface Running extends HandlerTimeout.Timed {
+interface Running extends HandlerTimeout.Timed, Entry<Running> {
   readonly lane: Lane<Update>
   /** Interrupted, because the dispatcher closes or the lease is lost. */
   isCut: boolean

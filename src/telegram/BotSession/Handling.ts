@@ -9,9 +9,10 @@
 import { Context, type Fiber } from "effect"
 // Effect has nothing that reaches code which is called through promises of a library. Fibers keep the async context.
 import { AsyncLocalStorage } from "node:async_hooks"
+import { type Entry, UnderWay } from "../UnderWay.ts"
 
 /** What an update that is being handled carries to everything it calls. */
-export interface Handling {
+export interface Handling extends Entry<Handling> {
   /** Aborted when the update is interrupted. Made when it is first asked for: most updates never need one. */
   readonly signal: () => AbortSignal
   /** Whether the update was interrupted. Middleware that its promises reach after that must not begin. */
@@ -33,7 +34,7 @@ let isFollowed = false
 let here: Handling | typeof nobody | undefined
 const nobody = "nobody"
 /** Those under way that the async context does not tell, because they began before it was followed. */
-const unfollowed = new Set<Handling>()
+const unfollowed = new UnderWay<Handling>()
 
 /** Begins to handle an update: all that `handle` calls is of it, until `end` says that nothing of it runs any more. */
 export const begin = <Input, A>(handling: Handling, handle: Handle<Input, A>, input: Input): A => {
@@ -46,7 +47,7 @@ export const begin = <Input, A>(handling: Handling, handle: Handle<Input, A>, in
 export type Handle<Input, A> = (input: Input, handling: Handling) => A
 
 export const end = (handling: Handling): void => {
-  if (unfollowed.size > 0) unfollowed.delete(handling)
+  unfollowed.delete(handling)
 }
 
 /** Calls something that is of this update, or of none, whatever called it. */

@@ -32,7 +32,7 @@ export const overrun = (update: Update, limit: Duration.Duration) =>
 
 /** Reports and then interrupts whoever has run for `limit`, for ever. Does not wait for what is interrupted. */
 export const watch = (options: {
-  readonly underWay: ReadonlySet<Timed>
+  readonly underWay: Iterable<Timed>
   readonly limit: Duration.Duration
 }): Effect.Effect<never> =>
   Effect.gen(function*() {

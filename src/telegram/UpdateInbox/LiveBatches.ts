@@ -5,16 +5,12 @@
  * to it when that was committed.
  */
 import type { Update } from "grammy/types"
-import { type IdRange, rangeOf } from "./IdRange.ts"
+import { type Batch, Batches, batchOf, indexIn, restOf } from "./Batches.ts"
 
-export interface Batch extends IdRange {
+/** A batch that is stored in one row. */
+export interface StoredBatch extends Batch {
   readonly id: number
   readonly storedAt: number
-  readonly updates: ReadonlyArray<Update>
-  /** 1 for each update that is live. */
-  readonly isLive: Uint8Array
-  /** How many have not ended. */
-  left: number
   /** When the first one ended, or turned out to take long. */
   dueSince: number | undefined
 }
@@ -22,20 +18,20 @@ export interface Batch extends IdRange {
 /** What a transaction does with the batches. */
 export interface Plan {
   /** All of their updates have ended. */
-  readonly ended: ReadonlyArray<Batch>
+  readonly ended: ReadonlyArray<StoredBatch>
   /** Some of their updates take long, whether others have ended or not: those get rows of their own. */
-  readonly split: ReadonlyArray<{ readonly batch: Batch; readonly rest: ReadonlyArray<Update> }>
+  readonly split: ReadonlyArray<{ readonly batch: StoredBatch; readonly rest: ReadonlyArray<Update> }>
 }
 
 /** Giving that many updates rows of their own costs no more than a transaction without them. */
 const smallMax = 8
-const isSmall = ({ updates }: Batch): boolean => updates.length <= smallMax
+const isSmall = ({ updates }: StoredBatch): boolean => updates.length <= smallMax
 
 export class LiveBatches {
-  /** Those that hold a live update: few, because who takes long gets a row of its own. */
-  private readonly live = new Set<Batch>()
+  /** Few hold a live update, because who takes long gets a row of its own. */
+  private readonly live = new Batches<StoredBatch>()
   /** Those of which something has ended or takes long. */
-  private readonly touched = new Set<Batch>()
+  private touched: Array<StoredBatch> = []
   private lastId = 0
 
   /** The number of the next batch. */
@@ -49,38 +45,32 @@ export class LiveBatches {
   }
 
   get isEmpty(): boolean {
-    return this.live.size === 0
+    return this.live.isEmpty
   }
 
   has(updateId: number): boolean {
-    return this.find(updateId) !== undefined
+    return this.live.has(updateId)
   }
 
   get(updateId: number): Update | undefined {
-    const batch = this.find(updateId)
-    return batch?.updates[indexIn(batch, updateId)]
+    return this.live.get(updateId)
   }
 
   /** Has ended, and the storage does not know of it. */
   hasEnded(updateId: number): boolean {
     if (this.has(updateId)) return false
-    for (const batch of this.touched) if (indexIn(batch, updateId) >= 0) return true
-    return false
+    return this.touched.some((batch) => indexIn(batch, updateId) >= 0)
   }
 
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
-    if (updates.length === 0) return
-    const isLive = new Uint8Array(updates.length).fill(1)
-    this.live.add({ ...rangeOf(updates), id, storedAt, updates, isLive, left: updates.length, dueSince: undefined })
+    this.live.add({ ...batchOf(updates), id, storedAt, dueSince: undefined })
   }
 
   /** Has ended. Returns whether it was in a batch. */
   end(updateId: number, now: number): boolean {
-    const batch = this.find(updateId)
+    const batch = this.live.end(updateId)
     if (batch === undefined) return false
-    batch.isLive[indexIn(batch, updateId)] = 0
-    if (--batch.left === 0) this.live.delete(batch)
     this.touch(batch, now)
     return true
   }
@@ -89,7 +79,7 @@ export class LiveBatches {
   letGo(updateIds: ReadonlyArray<number>, now: number): boolean {
     let isAny = false
     for (const id of updateIds) {
-      const batch = this.find(id)
+      const batch = this.live.find(id)
       if (batch === undefined) continue
       isAny = true
       this.touch(batch, now)
@@ -97,19 +87,10 @@ export class LiveBatches {
     return isAny
   }
 
-  /** The batch in which this update is live. */
-  private find(updateId: number): Batch | undefined {
-    for (const batch of this.live) {
-      if (updateId < batch.first || updateId > batch.last) continue
-      if (batch.isLive[indexIn(batch, updateId)] === 1) return batch
-    }
-    return undefined
-  }
-
-  private touch(batch: Batch, now: number): void {
+  private touch(batch: StoredBatch, now: number): void {
     if (batch.dueSince !== undefined) return
     batch.dueSince = now
-    this.touched.add(batch)
+    this.touched.push(batch)
   }
 
   /**
@@ -129,36 +110,25 @@ export class LiveBatches {
    * those for which that was before `limit`, and the one of `updateId`, which needs its own row.
    */
   plan(limit: number, updateId?: number): Plan {
-    const needed = updateId === undefined ? undefined : this.find(updateId)
-    const ended: Array<Batch> = []
+    const needed = updateId === undefined ? undefined : this.live.find(updateId)
+    const ended: Array<StoredBatch> = []
     const due = needed === undefined ? [] : [needed]
     for (const batch of this.touched) {
       if (batch.left === 0) ended.push(batch)
       else if (batch !== needed && (isSmall(batch) || (batch.dueSince ?? limit) <= limit)) due.push(batch)
     }
-    return { ended, split: due.map((batch) => ({ batch, rest: this.restOf(batch) })) }
-  }
-
-  private restOf(batch: Batch): ReadonlyArray<Update> {
-    return batch.updates.filter((_, index) => batch.isLive[index] === 1)
+    return { ended, split: due.map((batch) => ({ batch, rest: restOf(batch) })) }
   }
 
   /** Was done. Returns the updates that have ended while it was, and that have rows now. */
   done({ ended, split }: Plan): ReadonlyArray<number> {
-    for (const batch of ended) this.touched.delete(batch)
-    const late: Array<number> = []
-    for (const { batch, rest } of split) {
-      this.touched.delete(batch)
-      this.live.delete(batch)
-      for (const { update_id: id } of rest) if (batch.isLive[indexIn(batch, id)] !== 1) late.push(id)
-      batch.isLive.fill(0)
-    }
-    return late
+    if (ended.length === 0 && split.length === 0) return []
+    const done = new Set([...ended, ...split.map(({ batch }) => batch)])
+    this.touched = this.touched.filter((batch) => !done.has(batch))
+    return split.flatMap(({ batch, rest }) => {
+      const late = rest.flatMap(({ update_id: id }) => batch.isLive[indexIn(batch, id)] === 1 ? [] : [id])
+      this.live.remove(batch)
+      return late
+    })
   }
 }
-
-/** Where an update is in a batch, -1 when it is not. Telegram's ids are without gaps most of the time. */
-const indexIn = ({ first, updates }: Batch, updateId: number): number =>
-  updates[updateId - first]?.update_id === updateId
-    ? updateId - first
-    : updates.findIndex(({ update_id: id }) => id === updateId)

@@ -7,7 +7,9 @@ const make = (): Handling.Handling => ({
   signal: () => new AbortController().signal,
   isCut: () => false,
   context: Context.empty(),
-  fibers: new Set()
+  fibers: new Set(),
+  before: undefined,
+  after: undefined
 })
 const later = async () => {
   await Promise.resolve()
