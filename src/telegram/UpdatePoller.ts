@@ -222,7 +222,7 @@ const make = Effect.fnUntraced(function*(options: UpdatePollerOptions) {
     yield* announce
     // Without giving way in between, so that the next request leaves before handlers begin.
     return yield* poll.pipe(Effect.catchTag("BotApiError", recover), Effect.forever({ disableYield: true }))
-  })
+  }).pipe(Effect.ensuring(polls.end))
 
   // Not when nothing new was stored since: Telegram would hold a poll that repeats its offset for three seconds, and it
   // would end the first poll of our successor. What it returns is ignored; the successor asks again.

@@ -175,6 +175,21 @@ describe("UpdatePoller", () => {
       assert.strictEqual(yield* nowSeconds, before)
     }))
 
+  it.effect("aborts the poll that is parked when it is stopped", () =>
+    Effect.gen(function*() {
+      const { parked, sandbox, start, useFetch } = yield* setUp()
+      const signals: Array<AbortSignal> = []
+      useFetch((input, init) => {
+        if (init?.signal) signals.push(init.signal)
+        return sandbox.fetch(input, init)
+      })
+      const { stop } = yield* start
+      yield* parked
+      assert.isFalse(signals.at(-1)?.aborted)
+      yield* stop
+      assert.isTrue(signals.at(-1)?.aborted)
+    }))
+
   it.effect("asks the lock first when there is a conflict, and steps down when the lease is gone", () =>
     Effect.gen(function*() {
       const { count, lock, parked, sandbox, start } = yield* setUp()

@@ -1,9 +1,10 @@
 /**
  * One poll after another, each with the time in which it must be answered. The invariant: a poll that was begun ends with
- * its answer, with its failure, or given up when `answerLimit` has passed, and with the fiber that began it.
+ * its answer, with its failure, or given up when `answerLimit` has passed; `end` ends it before.
  *
  * A poll begins within the call that begins it, so that its request leaves before anything else has its turn. One watch
- * looks after all polls: a race and a timer for each would cost more than the rest of a poll.
+ * looks after all polls: a race and a timer for each would cost more than the rest of a poll. A poll is no child of who
+ * begins it, because a fiber keeps its children in a `Set`, and with them all that was ever polled (`UnderWay.ts`).
  */
 import { Clock, Duration, Effect, Fiber, Latch } from "effect"
 import * as Elapsed from "../../operations/Elapsed.ts"
@@ -22,14 +23,15 @@ export const make = Effect.fnUntraced(function*<E>(options: {
   readonly unanswered: () => E
 }) {
   const clock = yield* Clock.Clock
+  const start = Effect.runForkWith(yield* Effect.context<never>())
   const limit = Duration.toMillis(options.answerLimit)
   let current: Poll<unknown, unknown> | undefined
   /** Open while a poll is under way, and for a while after. */
   const isAsking = yield* Latch.make(false)
 
-  const begin = <A, E2, R>(ask: Effect.Effect<A, E2, R>): Effect.Effect<Poll<A, E2>, never, R> =>
-    Effect.map(Effect.forkChild(ask, { startImmediately: true }), (fiber) => {
-      const poll = { fiber, since: Elapsed.millisUnsafe(clock), isGivenUp: false }
+  const begin = <A, E2>(ask: Effect.Effect<A, E2>): Effect.Effect<Poll<A, E2>> =>
+    Effect.sync(() => {
+      const poll = { fiber: start(ask), since: Elapsed.millisUnsafe(clock), isGivenUp: false }
       current = poll
       isAsking.openUnsafe()
       return poll
@@ -60,5 +62,8 @@ export const make = Effect.fnUntraced(function*<E>(options: {
     }
   })
 
-  return { begin, answer, giveUpUnanswered }
+  /** Ends the poll that is under way. */
+  const end = Effect.suspend(() => current === undefined ? Effect.void : Fiber.interrupt(current.fiber))
+
+  return { begin, answer, end, giveUpUnanswered }
 })
