@@ -20,7 +20,7 @@ const beginTransaction = "BEGIN IMMEDIATE"
 const busyTimeout = Duration.seconds(5)
 /** Nanoseconds: the process is not held up for longer than this by a disk that was quick the last time. */
 const quickFlush = 1_000_000n
-/** Statements that are kept prepared. Those used longest ago are prepared again when they are needed. */
+/** Statements that are kept prepared. Those prepared longest ago are prepared again when they are needed. */
 const preparedMax = 64
 
 /**
@@ -210,25 +210,22 @@ class PreparedStatements {
   }
 
   use<A>(sql: string, run: (statement: Database.Statement) => A): A {
-    const statement = this.take(sql)
-    const result = run(statement)
-    this.giveBack(sql, statement)
-    return result
-  }
-
-  private take(sql: string): Database.Statement {
-    const known = this.kept.get(sql)
-    if (known === undefined) return this.database.prepare(sql)
-    this.kept.delete(sql)
-    return known
-  }
-
-  private giveBack(sql: string, statement: Database.Statement): void {
-    this.kept.set(sql, statement)
-    if (this.kept.size <= preparedMax) return
-    for (const oldest of this.kept.keys()) {
-      this.kept.delete(oldest)
-      return
+    const statement = this.kept.get(sql) ?? this.prepare(sql)
+    try {
+      return run(statement)
+    } catch (cause) {
+      this.kept.delete(sql)
+      throw cause
     }
+  }
+
+  private prepare(sql: string): Database.Statement {
+    const statement = this.database.prepare(sql)
+    for (const oldest of this.kept.keys()) {
+      if (this.kept.size < preparedMax) break
+      this.kept.delete(oldest)
+    }
+    this.kept.set(sql, statement)
+    return statement
   }
 }
