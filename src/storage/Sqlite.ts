@@ -18,8 +18,11 @@ import * as Script from "./Script.ts"
 const beginTransaction = "BEGIN IMMEDIATE"
 /** How long a statement waits for another process that is writing to the same file. */
 const busyTimeout = Duration.seconds(5)
-/** Nanoseconds: the process is not held up for longer than this by a disk that was quick the last time. */
-const quickFlush = 1_000_000n
+/**
+ * Nanoseconds: the process is not held up by a disk that took longer the last time. To ask another thread and to hear of it
+ * takes a millisecond or two in a busy process.
+ */
+const quickFlush = 5_000_000n
 /** Statements that are kept prepared. Those prepared longest ago are prepared again when they are needed. */
 const preparedMax = 64
 

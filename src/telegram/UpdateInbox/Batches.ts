@@ -15,12 +15,10 @@ export interface Batch extends IdRange {
 }
 
 /** All of its updates are live. */
-export const batchOf = (updates: ReadonlyArray<Update>): Batch => ({
-  ...rangeOf(updates),
-  updates,
-  isLive: new Uint8Array(updates.length).fill(1),
-  left: updates.length
-})
+export const batchOf = (updates: ReadonlyArray<Update>): Batch => {
+  const { first, last } = rangeOf(updates)
+  return { first, last, updates, isLive: new Uint8Array(updates.length).fill(1), left: updates.length }
+}
 
 /** What is live of a batch. */
 export const restOf = (batch: Batch): ReadonlyArray<Update> =>

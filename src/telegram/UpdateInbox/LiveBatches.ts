@@ -64,7 +64,7 @@ export class LiveBatches {
 
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
-    this.live.add({ ...batchOf(updates), id, storedAt, dueSince: undefined })
+    this.live.add(Object.assign(batchOf(updates), { id, storedAt, dueSince: undefined }))
   }
 
   /** Has ended. Returns whether it was in a batch. */

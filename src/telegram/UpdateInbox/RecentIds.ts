@@ -20,9 +20,9 @@ export class RecentIds {
 
   /** The updates of a batch that are new, each once: the batch itself when all of them are. */
   unknownOf(updates: ReadonlyArray<Update>): ReadonlyArray<Update> {
-    const batch = batchOf(updates)
-    const near = this.batches.filter(({ first, last }) => first <= batch.last && batch.first <= last)
-    if (near.length === 0 && isRising(batch.ids)) return updates
+    const { first, last } = rangeOf(updates)
+    const near = this.batches.filter((batch) => first <= batch.last && batch.first <= last)
+    if (near.length === 0 && isRising(updates)) return updates
     const known = new Set(near.flatMap(({ ids }) => ids))
     const fresh = updates.filter(({ update_id: id }) => {
       if (known.has(id)) return false
@@ -34,7 +34,7 @@ export class RecentIds {
 
   add(updates: ReadonlyArray<Update>): void {
     if (updates.length === 0) return
-    this.batches.push(batchOf(updates))
+    this.batches.push({ ...rangeOf(updates), ids: updates.map(({ update_id: id }) => id) })
     this.count += updates.length
     for (let oldest = this.batches[0]; oldest !== undefined; oldest = this.batches[0]) {
       if (this.count - oldest.ids.length < recentMax) return
@@ -44,15 +44,11 @@ export class RecentIds {
   }
 }
 
-const batchOf = (updates: ReadonlyArray<Update>): Batch => ({
-  ...rangeOf(updates),
-  ids: updates.map(({ update_id: id }) => id)
-})
-
-const isRising = (ids: ReadonlyArray<number>): boolean => {
-  for (let index = 1; index < ids.length; index++) {
-    const [before, id] = [ids[index - 1], ids[index]]
-    if (before === undefined || id === undefined || before >= id) return false
+const isRising = (updates: ReadonlyArray<Update>): boolean => {
+  let before = Number.NEGATIVE_INFINITY
+  for (const { update_id: id } of updates) {
+    if (id <= before) return false
+    before = id
   }
   return true
 }
