@@ -15,10 +15,22 @@ export const DeferredFlush = Context.Reference<boolean>("soloist/storage/Deferre
 /** `isAlone`: nothing else is under way that could go on meanwhile, so that the process may be held up for a moment. */
 export type Flush = (options: { readonly isAlone: boolean }) => Effect.Effect<void, SqlError>
 
-const flushes = new WeakMap<SqlClient, Flush>()
+/** What a storage can do that need not wait within each commit. */
+export interface Flushing {
+  readonly flush: Flush
+  /** Takes the room on the disk that commits will need, so that no flush has to wait until it is taken. */
+  readonly reserve: Effect.Effect<void>
+}
+
+const known = new WeakMap<SqlClient, Flushing>()
+const unneeded: Flushing = { flush: () => Effect.void, reserve: Effect.void }
+const of = (sql: SqlClient): Flushing => known.get(sql) ?? unneeded
 
 /** Says how this storage, which does not wait, waits later. */
-export const enableFlush = (sql: SqlClient, flush: Flush): void => void flushes.set(sql, flush)
+export const enableFlush = (sql: SqlClient, flushing: Flushing): void => void known.set(sql, flushing)
 
 /** Waits until the disk has all that was committed. Has nothing to wait for where each commit has waited. */
-export const flushOf = (sql: SqlClient): Flush => flushes.get(sql) ?? (() => Effect.void)
+export const flushOf = (sql: SqlClient): Flush => of(sql).flush
+
+/** For who is going to flush often. Where it cannot be had, a warning says so, and each flush takes longer. */
+export const reserve = (sql: SqlClient): Effect.Effect<void> => of(sql).reserve

@@ -10,7 +10,7 @@ import type * as SqlConnection from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import * as Statement from "effect/sql/Statement"
 import Database from "libsql"
-import { closeSync, fdatasync, fdatasyncSync, openSync } from "node:fs"
+import { closeSync, fdatasync, fdatasyncSync, fstatSync, openSync, writeSync } from "node:fs"
 import { DeferredFlush, enableFlush, type Flush } from "./DeferredFlush.ts"
 import * as Script from "./Script.ts"
 
@@ -23,6 +23,8 @@ const busyTimeout = Duration.seconds(5)
  * takes a millisecond or two in a busy process.
  */
 const quickFlush = 5_000_000n
+/** The size of the log when SQLite begins it anew: a head, and 1,000 pages of 4 KiB with a head each. */
+const logSize = 32 + 1_000 * (24 + 4_096)
 /** Statements that are kept prepared. Those prepared longest ago are prepared again when they are needed. */
 const preparedMax = 64
 
@@ -59,8 +61,9 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   /** What is not yet in the log's file can be waited for there, and only a log has one. */
   const isDeferrable = mode === "wal"
   let isDeferred = false
-  /** Something was committed without waiting for the disk. */
-  let isUnflushed = false
+  /** How many commits have not waited for the disk, and how many of those it has. */
+  let committed = 0
+  let flushed = 0
   /** A transaction is open. Kept here, because the driver ends the process when a closed database is asked for it. */
   let isBegun = false
   const defer = (deferred: boolean) => {
@@ -100,7 +103,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
           return Effect.tap(executed, () =>
             Effect.sync(() => {
               isBegun = false
-              isUnflushed ||= isDeferred
+              if (isDeferred) committed++
             }))
         case "ROLLBACK":
           return Effect.ensuring(executed, ended)
@@ -138,7 +141,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
       if (isHeld) {
         for (const { parameters, text } of statements) runPrepared(text, parameters)
         runPrepared("COMMIT")
-        isUnflushed = true
+        committed++
       } else {
         rollBack()
       }
@@ -155,19 +158,21 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   const clock = yield* Clock.Clock
   let isQuick = true
   let log: number | undefined
+  const openLog = () => log ??= openSync(`${filename}-wal`, "r+")
   yield* Effect.addFinalizer(() => Effect.sync(() => log === undefined || closeSync(log)))
   const flush: Flush = ({ isAlone }) =>
     Effect.suspend(() => {
-      if (!isUnflushed) return Effect.void
+      if (flushed === committed) return Effect.void
+      const upTo = committed
       const began = clock.monotonicTimeNanosUnsafe()
       const ended = (cause: unknown) => {
         isQuick = clock.monotonicTimeNanosUnsafe() - began < quickFlush
-        isUnflushed ||= cause !== null
-        return cause === null ? Effect.void : Effect.fail(sqlError("flush", cause))
+        if (cause !== null) return Effect.fail(sqlError("flush", cause))
+        flushed = Math.max(flushed, upTo)
+        return Effect.void
       }
       try {
-        isUnflushed = false
-        const file = log ??= openSync(`${filename}-wal`, "r+")
+        const file = openLog()
         if (!isAlone || !isQuick) return syncElsewhere(file, ended)
         fdatasyncSync(file)
         return ended(null)
@@ -178,7 +183,6 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   const syncElsewhere = (file: number, ended: (cause: unknown) => Effect.Effect<void, SqlError.SqlError>) =>
     Effect.callback<void, SqlError.SqlError>((resume) => {
       fdatasync(file, (cause) => resume(ended(cause)))
-      return Effect.sync(() => void (isUnflushed = true))
     })
 
   const client = yield* SqlClient.make({
@@ -196,8 +200,29 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
     driver: "sqlite",
     spanAttributes: [["db.system.name", "sqlite"]]
   })
+  // A file that grows makes the file system write down its size and its blocks with each flush, which takes twice as long.
+  // SQLite does not read what it has not written: its log ends with the first page whose sum is wrong. While a transaction
+  // is open nobody else makes the log longer.
+  const scope = yield* Effect.scope
+  const reserve = client.withTransaction(attempt("reserve room for the log", () => {
+    const file = openLog()
+    const { size } = fstatSync(file)
+    if (size < logSize) writeSync(file, Buffer.alloc(logSize - size), 0, logSize - size, size)
+    committed++
+    isQuick = false
+  })).pipe(
+    // In another thread, beside the rest of the start. What fails here fails again when a batch waits for the disk.
+    Effect.andThen(
+      Effect.forkIn(Effect.uninterruptible(Effect.ignore(flush({ isAlone: false }))), scope, { startImmediately: true })
+    ),
+    Effect.catch((error) =>
+      Effect.logWarning("The disk has no room to spare for the log of the storage, so batches wait longer for it").pipe(
+        Effect.annotateLogs({ reason: error.message })
+      )
+    )
+  )
   Script.enable(client, script)
-  if (isDeferrable) enableFlush(client, flush)
+  if (isDeferrable) enableFlush(client, { flush, reserve })
   return client
 })
 

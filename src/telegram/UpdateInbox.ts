@@ -30,7 +30,7 @@ import * as Elapsed from "../operations/Elapsed.ts"
 import * as ExitCode from "../operations/ExitCode.ts"
 import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
-import { DeferredFlush, flushOf } from "../storage/DeferredFlush.ts"
+import { DeferredFlush, flushOf, reserve } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
 import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
@@ -413,6 +413,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   }
 
   const hadCrashed = yield* write("open", Effect.suspend(unpack))
+  if (options.durability !== "crash") yield* reserve(sql)
   const close = Effect.suspend(() => write("close", table.close(isSuspected)))
   yield* Effect.addFinalizer(() => bounded("The update inbox")(Effect.andThen(commitAll, close)))
   yield* fork("update inbox", commitForever)
