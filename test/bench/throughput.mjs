@@ -101,8 +101,9 @@ for (const handlerMillis of options.handler.split(",").map(Number)) {
     `\n${updates} updates, ${chats} chats, ${handler}; medians of ${runs}, in turns; Node ${process.versions.node}, ` +
       `${cpus().length} CPUs, load ${Math.min(...loads).toFixed(1)} to ${Math.max(...loads).toFixed(1)}`
   )
-  const widths = [-32, 10, 8, 10, 8, 8, 9, 7]
-  const head = ["", "updates/s", "ratio", "us of CPU", "ratio", "RSS MB", "in flight", "order"]
+  const widths = [-32, 10, 8, 10, 8, 8, 9, 7, 9, 8]
+  // What the order of chats allows: all of them at work, each for the time that this runtime's own handlers took.
+  const head = ["", "updates/s", "ratio", "us of CPU", "ratio", "RSS MB", "in flight", "order", "took ms", "of bound"]
   console.log(head[0].padEnd(32) + cells(head.slice(1), widths.slice(1)))
   for (const runtime of chosen) {
     const speed = middle(runtime, "speed")
@@ -116,7 +117,9 @@ for (const handlerMillis of options.handler.split(",").map(Number)) {
         compared ? (cost / middle(baseline, "cpuMicros")).toFixed(2) : "-",
         Math.round(middle(runtime, "rssMegabytes")),
         middle(runtime, "inFlightMax"),
-        middle(runtime, "reordered") === 0 ? "kept" : "broken"
+        middle(runtime, "reordered") === 0 ? "kept" : "broken",
+        handlerMillis === 0 ? "" : middle(runtime, "handlerMillis").toFixed(2),
+        handlerMillis === 0 ? "" : (speed / (chats / (middle(runtime, "handlerMillis") / 1000))).toFixed(2)
       ], widths.slice(1))
     )
   }
