@@ -158,7 +158,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   const clock = yield* Clock.Clock
   let isQuick = true
   let log: number | undefined
-  const openLog = () => log ??= openSync(`${filename}-wal`, "r+")
+  const openLog = () => openSync(`${filename}-wal`, "r+")
   yield* Effect.addFinalizer(() => Effect.sync(() => log === undefined || closeSync(log)))
   const flush: Flush = ({ isAlone }) =>
     Effect.suspend(() => {
@@ -172,7 +172,7 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
         return Effect.void
       }
       try {
-        const file = openLog()
+        const file = log ??= openLog()
         if (!isAlone || !isQuick) return syncElsewhere(file, ended)
         fdatasyncSync(file)
         return ended(null)
@@ -202,18 +202,28 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
   })
   // A file that grows makes the file system write down its size and its blocks with each flush, which takes twice as long.
   // SQLite does not read what it has not written: its log ends with the first page whose sum is wrong. While a transaction
-  // is open nobody else makes the log longer.
+  // is open nobody else makes the log longer. Its descriptor is its own, because the system tells each descriptor once what
+  // the disk has failed with, and the flushes must hear it.
   const scope = yield* Effect.scope
   const reserve = client.withTransaction(attempt("reserve room for the log", () => {
     const file = openLog()
-    const { size } = fstatSync(file)
-    if (size < logSize) writeSync(file, Buffer.alloc(logSize - size), 0, logSize - size, size)
-    committed++
+    try {
+      const { size } = fstatSync(file)
+      if (size < logSize) writeSync(file, Buffer.alloc(logSize - size), 0, logSize - size, size)
+    } catch (cause) {
+      closeSync(file)
+      throw cause
+    }
+    // A flush that comes at once waits for all of it.
     isQuick = false
+    return file
   })).pipe(
-    // In another thread, beside the rest of the start. What fails here fails again when a batch waits for the disk.
-    Effect.andThen(
-      Effect.forkIn(Effect.uninterruptible(Effect.ignore(flush({ isAlone: false }))), scope, { startImmediately: true })
+    // In another thread, beside the rest of the start. It is room only: nothing is lost with it.
+    Effect.flatMap((file) =>
+      syncElsewhere(file, () => Effect.sync(() => closeSync(file))).pipe(
+        Effect.uninterruptible,
+        Effect.forkIn(scope, { startImmediately: true })
+      )
     ),
     Effect.catch((error) =>
       Effect.logWarning("The disk has no room to spare for the log of the storage, so batches wait longer for it").pipe(

@@ -128,10 +128,10 @@ describe("UpdateInbox (sql)", () => {
       const directory = yield* (yield* FileSystem.FileSystem).makeTempDirectoryScoped()
       const log = join(directory, "soloist.db-wal")
       yield* Effect.gen(function*() {
-        // What is waited for is the log, by its name until it is open.
-        yield* Effect.sync(() => renameSync(log, `${log}.away`))
         const { close, inbox } = yield* open()
         const { batches } = yield* tables
+        // What is waited for is the log, by its name until it is open.
+        yield* Effect.sync(() => renameSync(log, `${log}.away`))
         const error = yield* Effect.flip(inbox.store([textUpdate(1)]))
         assert.strictEqual(error._tag, "InboxError")
         assert.include(error.message, "(flush)")
