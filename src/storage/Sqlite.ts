@@ -39,10 +39,12 @@ export const layer = (options: { readonly filename: string }): Layer.Layer<SqlCl
 const attempt = <A>(operation: string, run: () => A) =>
   Effect.try({ try: run, catch: (cause) => sqlError(operation, cause) })
 
-const sqlError = (operation: string, cause: unknown) =>
-  new SqlError.SqlError({
-    reason: SqlError.classifySqliteError(cause, { message: `sqlite: ${operation}`, operation })
+const sqlError = (operation: string, cause: unknown) => {
+  const why = cause instanceof Error ? cause.message : String(cause)
+  return new SqlError.SqlError({
+    reason: SqlError.classifySqliteError(cause, { message: `sqlite: ${operation}: ${why}`, operation })
   })
+}
 
 const make = Effect.fnUntraced(function*({ filename }: { readonly filename: string }) {
   const { database, mode } = yield* Effect.acquireRelease(
@@ -52,6 +54,11 @@ const make = Effect.fnUntraced(function*({ filename }: { readonly filename: stri
       const mode: unknown = database.prepare("PRAGMA journal_mode = WAL").pluck().all()[0]
       database.exec("PRAGMA synchronous = FULL")
       database.exec("PRAGMA foreign_keys = ON")
+      // What cannot be opened for writing SQLite opens for reading, without a word, and also when a descriptor was missing
+      // for a moment only. Then every write would fail, in a service that has started well. This one changes nothing.
+      database.exec(beginTransaction)
+      database.exec("PRAGMA user_version = 1")
+      database.exec("ROLLBACK")
       return { database, mode }
     }),
     ({ database }) => Effect.sync(() => database.close())
