@@ -126,6 +126,12 @@ describe("the judge of the chaos", () => {
     assert.strictEqual(repeats(3_000, [cut]).unknown, 1)
     assert.strictEqual(repeats(3_000, [{ ...cut, owner: "c" }]).violations.length, 1)
     assert.strictEqual(repeats(3_000, [{ ...cut, from: 10_000, to: 11_000 }]).violations.length, 1)
+    // The signal was sent, and it still went on for a while.
+    const dying = historyOf({
+      processes: [life("a", { killedAt: 990, exitedAt: 1_500 })],
+      messages: [message(0, answer("a", 1_000), answer("b", 9_000))]
+    })
+    assert.deepStrictEqual([Judge.repeats(dying).running, Judge.repeats(dying).violations], [1, []])
   })
 
   it("excuses what a write could not remove that waits on a link which has died, and for as long as it waits", () => {
@@ -147,8 +153,11 @@ describe("the judge of the chaos", () => {
       Judge.exits(historyOf({ processes: [life("a", { code, exitedAt: 1_000, ...more })], faults })).length
     assert.deepStrictEqual([ends(0), ends(0, { termAt: 900 })], [1, 0])
     assert.deepStrictEqual([ends("SIGKILL"), ends("SIGKILL", { killedAt: 900 })], [1, 0])
+    assert.deepStrictEqual([ends("SIGTERM"), ends("SIGTERM", { termAt: 999 })], [1, 0])
+    assert.deepStrictEqual([ends("SIGTERM", { termAt: 999, lines: [line(900, "BOT READY")] })], [1])
     assert.deepStrictEqual([ends("SIGSEGV"), ends(1), ends(64), ends(77)], [1, 1, 1, 1])
     const errno = [{ kind: "", on: "errno", from: 10, to: 20 }]
+    assert.deepStrictEqual([ends(24), ends(24, {}, errno)], [1, 0])
     assert.deepStrictEqual([ends(1, {}, errno), ends(1, { lines: [line(900, "BOT READY")] }, errno)], [0, 1])
     assert.deepStrictEqual([ends(69), ends(69, {}, [{ kind: "", on: "store", from: 10, to: 20 }])], [1, 0])
     const linkOf = (owner: string, slot: number) => [{ kind: "", on: "store", owner, slot, from: 10, to: undefined }]

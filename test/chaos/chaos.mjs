@@ -5,18 +5,21 @@
  * numbered messages flow; what the sandbox server saw is the truth (`judge.mjs` says what must hold of it).
  *
  *   node test/chaos/chaos.mjs [--seconds 60] [--lock file|redis|postgres|all] [--seed 1] [--gap 1200] [--patience 1]
- *     [--rogue]
+ *     [--rogue] [--record folder]
  *
  * `--seconds` is how long faults come, shared between the locks; after that each lock has to come to rest, which takes
  * up to a minute more. A seed gives the same faults in the same order, but the machine decides what they meet.
- * `--gap` is the mean time between two faults in milliseconds. `--patience` stretches limits of time and the pauses between faults on a slow machine, and nothing else. `--rogue` starts an instance behind another
- * lock, to see that this is found. Ends with one line of counts, and with 1 when something did not hold.
+ * `--gap` is the mean time between two faults in milliseconds. `--patience` stretches limits of time and the pauses between
+ * faults on a slow machine, and nothing else. `--rogue` starts an instance behind another lock, to see that this is found.
+ * `--record` keeps everything that was seen, as `<lock>.json` in that folder, which must not be there yet. Ends with one line
+ * of counts, and with 1 when something did not hold.
  *
  * As root it runs in network and mount namespaces of its own; without, it says which faults it goes without. Needs
  * `npm run build`.
  */
 import { randomInt } from "node:crypto"
-import { join } from "node:path"
+import { mkdirSync, writeFileSync } from "node:fs"
+import { join, resolve } from "node:path"
 import { draw, isPaused, randomFrom } from "./faults.mjs"
 import { option, patience, sleep, until } from "./fleet.mjs"
 import { capabilities, isolated } from "./isolation.mjs"
@@ -32,6 +35,9 @@ const lock = option("lock", "all")
 const locks = lock === "all" ? ["file", "redis", "postgres"] : lock.split(",")
 const gapGiven = option("gap", undefined)
 const isRogue = process.argv.includes("--rogue")
+const recordGiven = option("record", undefined)
+const record = recordGiven === undefined ? undefined : resolve(recordGiven)
+if (record !== undefined) mkdirSync(record)
 const able = capabilities()
 
 /** Milliseconds between two faults: a lease needs longer to show what it does. */
@@ -156,8 +162,19 @@ const run = async (lock, random) => {
     throw error
   } finally {
     over.abort()
+    if (record !== undefined) writeFileSync(join(record, `${lock}.json`), recordOf(world, violations))
     await world.close()
   }
+}
+
+/** Everything that was seen. JSON has no maps, and of a process only what it said. */
+const recordOf = (world, violations) => {
+  const history = world.history()
+  const known = { ...history, processes: [...history.processes.values()], events: world.events, violations }
+  return JSON.stringify(known, (key, value) => {
+    if (key === "child" || key === "over") return undefined
+    return key === "slot" && typeof value === "object" ? value.index : value
+  })
 }
 
 /** All faults end. Then one poller is demanded within the lease, two seconds and the longest backoff. */

@@ -223,10 +223,10 @@ export const startFleet = async (settings) => {
 const parse = (text) => {
   const heard = Date.now()
   try {
-    const { annotations = {}, level, message, timestamp } = JSON.parse(text)
-    return { at: Date.parse(timestamp), heard, level, message: String(message), annotations }
+    const { annotations = {}, cause, level, message, timestamp } = JSON.parse(text)
+    return { at: Date.parse(timestamp), heard, level, message: String(message), cause, annotations }
   } catch {
-    return { at: heard, heard, level: "RAW", message: text, annotations: {} }
+    return { at: heard, heard, level: "RAW", message: text, cause: undefined, annotations: {} }
   }
 }
 

@@ -198,14 +198,14 @@ export const repeats = (history, busy = () => 0, patience = 1) => {
     for (const [index, first] of calls.slice(0, -1).entries()) {
       const { owner } = first
       const process = history.processes.get(owner)
+      // Whoever is taken away goes some time after the signal was sent, later when it is traced or waits for a processor.
+      const stops = [...(process?.pauses ?? [])]
+      if (process?.killedAt !== undefined) stops.push({ from: process.killedAt, to: process.exitedAt })
       const ends = [
-        process?.killedAt,
         process?.exitedAt,
         lossOf(process),
         said(process, "Handlers were cancelled"),
-        // A request that was sent just before the pause may arrive in it.
-        ...(process?.pauses.map(({ from, to }) => from <= first.at && first.at <= (to ?? never) ? first.at : from) ??
-          [])
+        ...stops.map(({ from, to }) => from <= first.at && first.at <= (to ?? never) ? first.at : from)
       ].filter((end) => end !== undefined && end >= first.at)
       const taken = Math.min(...ends, never)
       const next = calls[index + 1]
@@ -247,8 +247,8 @@ const aftermath = 30_000
 /**
  * Exit codes as they are documented, each with what must have happened before: 0 after SIGTERM or a request to hand
  * over, 69 while a server is down, 70 after a stop that overran, 75 after the lock was lost, 78 while the state folder
- * cannot be used. 1 is Node's own, when its files could not be opened before any of ours was begun. A signal only if we
- * sent it.
+ * cannot be used. 1 and 24 are Node's own, when its files could not be opened before any of ours was begun. A signal only
+ * if we sent it, SIGTERM only before any of ours was begun that hears it.
  */
 export const exits = (history, patience = 1) => {
   const violations = []
@@ -263,8 +263,10 @@ export const exits = (history, patience = 1) => {
     const has = (text) => lines.some(({ message }) => message.includes(text))
     const isRight = {
       SIGKILL: killedAt !== undefined,
+      SIGTERM: termAt !== undefined && lines.length === 0,
       0: termAt !== undefined || has("Handover requested by another instance"),
       1: lines.length === 0 && near("errno"),
+      24: lines.length === 0 && near("errno"),
       69: has("did not answer") || near("store", "disk", "errno", "network", "telegram"),
       70: near("process", "store", "disk", "errno", "network", "telegram", "clock"),
       75: has("Instance lock lost") || has(refusal) || has("Another bot instance") ||
