@@ -14,6 +14,7 @@ import chatState from "./migrations/0003_chat_state.ts"
 import deadLetters from "./migrations/0004_dead_letters.ts"
 import deadLetterRequests from "./migrations/0005_dead_letter_requests.ts"
 import updateBatches from "./migrations/0006_update_batches.ts"
+import batchMarks from "./migrations/0007_batch_marks.ts"
 import * as Sqlite from "./Sqlite.ts"
 
 /** The state folder or the database in it cannot be used. Nothing has been changed. */
@@ -38,7 +39,8 @@ export const migrate = Migrator.make({})({
     "0003_chat_state": chatState,
     "0004_dead_letters": deadLetters,
     "0005_dead_letter_requests": deadLetterRequests,
-    "0006_update_batches": updateBatches
+    "0006_update_batches": updateBatches,
+    "0007_batch_marks": batchMarks
   })
 })
 

@@ -22,7 +22,6 @@ import {
   Semaphore
 } from "effect"
 import * as SqlClient from "effect/sql/SqlClient"
-import type * as SqlError from "effect/sql/SqlError"
 import type { Update } from "grammy/types"
 import { InstanceLock } from "../lock/InstanceLock.ts"
 import { LeaseLost } from "../lock/LockStore.ts"
@@ -32,12 +31,12 @@ import { bounded } from "../operations/Release.ts"
 import { Supervisor } from "../operations/Supervisor.ts"
 import { DeferredFlush, flushOf, reserve } from "../storage/DeferredFlush.ts"
 import { BotSession } from "./BotSession.ts"
-import { laneOf } from "./Lane.ts"
 import * as InboxTable from "./UpdateInbox/InboxTable.ts"
 import { LiveBatches, type Plan } from "./UpdateInbox/LiveBatches.ts"
 import * as MemoryInbox from "./UpdateInbox/MemoryInbox.ts"
 import { RecentIds } from "./UpdateInbox/RecentIds.ts"
-import { byId, offsetAfter, untried } from "./UpdateInbox/Untried.ts"
+import * as Unfinished from "./UpdateInbox/Unfinished.ts"
+import { offsetAfter } from "./UpdateInbox/Untried.ts"
 
 /** The storage behind the inbox could not be used. Nothing was confirmed, so Telegram still has what is missing. */
 export class InboxError extends Schema.TaggedError<InboxError>()("InboxError", {
@@ -155,8 +154,8 @@ export class UpdateInbox extends Context.Service<UpdateInbox, {
 
 export interface SqlInboxOptions {
   /**
-   * Finished updates are removed at once, but not more often than this: those that end sooner after the last ones are
-   * removed together, at most this long after they ended. 10 ms when not given.
+   * Finished updates have left the storage this long after they ended: at once, or, when others have left it shortly
+   * before, together with those that end meanwhile. 10 ms when not given.
    */
   readonly commitInterval?: Duration.Input | undefined
   /** What a stored update survives. `power-loss` when not given. A server that is asked for storage decides by itself. */
@@ -167,6 +166,8 @@ export interface SqlInboxOptions {
 export type Durability = "power-loss" | "crash"
 
 const commitIntervalDefault = Duration.millis(10)
+/** The milliseconds of the interval that are left to a timer that is late, and to the transaction. */
+const commitMargin = 5
 /** A statement that failed for a passing reason is tried again this often before the inbox gives up. */
 const storageRetry = Schedule.max([Schedule.exponential("100 millis", 4), Schedule.recurs(3)])
 /** Finished updates that are removed by one statement. */
@@ -180,7 +181,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const clock = yield* Clock.Clock
   const now = () => Elapsed.millisUnsafe(clock)
   const table = InboxTable.make({ sql, botId: me.id, fencingToken: lock.fencingToken })
-  const commitInterval = Duration.toMillis(Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault))
+  const interval = Duration.toMillis(Duration.fromInputUnsafe(options.commitInterval ?? commitIntervalDefault))
+  const commitPause = Math.max(0, interval - commitMargin)
   const recent = new RecentIds()
   const live = new LiveBatches()
   /** Those with a row of their own that have ended. */
@@ -204,28 +206,24 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
 
   /**
    * Writes in one transaction, unless a newer holder has written. What has ended is removed with it, as far as `plan`
-   * goes, and `run` is done after that.
+   * goes, before `run` is done.
    */
-  const write = <A, E>(operation: string, run: Effect.Effect<A, E>, { offset, plan }: WriteOptions = {}) =>
+  const write = <A, E>(operation: string, run: Effect.Effect<A, E>, { offset, plan = planDue }: WriteOptions = {}) =>
     attempt(
       operation,
       sql.withTransaction(Effect.suspend(() => {
         isWriting = true
-        const began = now()
-        const planned = plan === undefined ? live.plan(began - commitInterval) : plan()
-        const ids = finished.size === 0 ? none : [...finished].slice(0, removalMax)
+        const removal = removalOf(plan())
         return table.fence(offset).pipe(
-          Effect.andThen(ids.length === 0 ? Effect.void : remove(ids)),
-          Effect.andThen(follow(planned)),
+          Effect.andThen(table.remove(removal.ids, removal.plan)),
           Effect.andThen(run),
-          Effect.map((result) => ({ result, began, ids, planned }))
+          Effect.flatMap((result) => Effect.map(stillHasRows, (hasRows) => ({ result, hasRows, removal })))
         )
       }))
     ).pipe(
-      Effect.map(({ began, ids, planned, result }) => {
-        for (const id of ids) finished.delete(id)
-        if (ids.length < removalMax) finishedSince = began
-        followed(planned)
+      Effect.map(({ removal, result, ...found }) => {
+        removed(removal)
+        hasRows = found.hasRows
         return result
       }),
       Effect.ensuring(Effect.sync(() => void (isWriting = false))),
@@ -233,33 +231,54 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       turns.withPermit,
       Effect.uninterruptible
     )
+  const stillHasRows = Effect.suspend(() => hasRows ? table.hasRows : Effect.succeed(false))
 
-  const followed = (plan: Plan) => {
-    for (const id of live.done(plan)) finished.add(id)
+  const planDue = () => live.plan(now() - commitPause)
+  const removalOf = (plan: Plan): Removal => {
+    if (plan.split.length > 0) hasRows = true
+    return { began: now(), ids: finished.size === 0 ? none : [...finished].slice(0, removalMax), plan }
+  }
+  const removed = ({ began, ids, plan }: Removal) => {
+    for (const id of ids) finished.delete(id)
+    if (ids.length < removalMax) finishedSince = began
+    for (const id of live.done(plan, began)) finished.add(id)
     if (dueAt() === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
   }
 
-  const remove = (ids: ReadonlyArray<number>) =>
-    Effect.andThen(table.remove(ids), Effect.map(table.hasRows, (has) => void (hasRows = has)))
-
-  const follow = ({ ended, split }: Plan): Effect.Effect<void, SqlError.SqlError> => {
-    if (ended.length === 0 && split.length === 0) return Effect.void
-    if (split.length > 0) hasRows = true
-    const moved = Effect.forEach(split, ({ batch, rest }) => table.insert(rest, batch.storedAt), { discard: true })
-    return Effect.andThen(
-      moved,
-      table.removeBatches([...ended, ...split.map(({ batch }) => batch)].map(({ id }) => id))
-    )
+  /**
+   * The same within this call, for a new batch or only to remove, when nobody is in the middle of a write and the storage
+   * can do that. Says whether it was done. What has failed for a passing reason is tried again by the other way.
+   */
+  const writeAtOnce = (
+    operation: string,
+    stored?: InboxTable.Storing
+  ): Result.Result<boolean, InboxError | LeaseLost> => {
+    if (isWriting) return notDone
+    const removal = removalOf(planDue())
+    const result = table.writeAtOnce(removal.ids, removal.plan, stored)
+    if (result === undefined) return notDone
+    if (Result.isSuccess(result)) {
+      removed(removal)
+      return done
+    }
+    if (result.failure instanceof LeaseLost) return Result.fail(result.failure)
+    const error = inboxError(operation, result.failure)
+    return error.isRetryable ? notDone : Result.fail(error)
   }
 
   /** Writes about one update, which has a row of its own then. */
   const writeRow = <A, E>(operation: string, updateId: number, run: Effect.Effect<A, E>) =>
-    write(operation, run, { plan: () => live.plan(now() - commitInterval, updateId) })
+    write(operation, run, { plan: () => live.plan(now() - commitPause, updateId) })
 
-  // What comes back with a loss of power has ended, and runs again. No disk is worth waiting for that.
-  const commit = Effect.provideService(write("remove finished updates", Effect.void), DeferredFlush, true)
+  const commit = Effect.suspend(() => {
+    committedAt = now()
+    const atOnce = writeAtOnce(removing)
+    if (Result.isFailure(atOnce)) return Effect.fail(atOnce.failure)
+    // What comes back with a loss of power has ended, and runs again. No disk is worth waiting for that.
+    return atOnce.success ? Effect.void : Effect.provideService(write(removing, Effect.void), DeferredFlush, true)
+  })
   const commitAll = Effect.suspend(() =>
-    write("remove finished updates", Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
+    write(removing, Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
   ).pipe(Effect.repeat({ while: () => finished.size > 0 }))
   /**
    * When to remove what has ended: at once, but one interval apart. Only to split a large batch is worth waiting for its
@@ -267,43 +286,23 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
    */
   const dueAt = () => {
     const since = Math.min(finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince, live.dueSince("small"))
-    return Math.min(Math.max(since, committedAt + commitInterval), live.dueSince("large") + commitInterval)
+    return Math.min(Math.max(since, committedAt + commitPause), live.dueSince("large") + commitPause)
   }
   // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
       const wait = dueAt() - now()
-      if (wait > 0) return Effect.sleep(wait)
-      committedAt = now()
-      return commit
+      return wait > 0 ? Effect.sleep(wait) : commit
     })),
     Effect.forever
   )
 
-  /**
-   * Stores a batch within this call, when nothing else is to be done than to remove whole ones, and nobody is in the middle
-   * of a write. What has failed for a passing reason is tried again by the other way.
-   */
-  const storeAtOnce = (batch: InboxTable.NewBatch, offset: number): Result.Result<boolean, InboxError | LeaseLost> => {
-    if (isWriting || hasRows || finished.size > 0 || batch.updates.length === 0) return notStored
-    const plan = live.plan(now() - commitInterval)
-    if (plan.split.length > 0) return notStored
-    const result = table.storeAtOnce(batch, offset, plan.ended.map(({ id }) => id))
-    if (result === undefined) return notStored
-    if (Result.isSuccess(result)) {
-      followed(plan)
-      return stored
-    }
-    if (result.failure instanceof LeaseLost) return Result.fail(result.failure)
-    const error = inboxError("store a batch", result.failure)
-    return error.isRetryable ? notStored : Result.fail(error)
-  }
-
-  const storeWithRows = ({ id, storedAt, updates }: InboxTable.NewBatch, offset: number) => {
-    const keep = (fresh: ReadonlyArray<Update>) =>
-      fresh.length === 0 ? Effect.succeed(fresh) : Effect.as(table.insertBatch(id, fresh, storedAt), fresh)
+  const storeWithRows = (batch: InboxTable.NewBatch, offset: number) => {
+    const keep = (updates: ReadonlyArray<Update>) =>
+      updates.length === 0 ? Effect.succeed(updates) : Effect.as(table.insertBatch({ ...batch, updates }), updates)
+    const { updates } = batch
     return write(
-      "store a batch",
+      storing,
       // Few updates have rows, and most of the time none.
       updates.length === 0 || !hasRows ? keep(updates) : Effect.flatMap(
         table.knownOf(updates),
@@ -327,12 +326,15 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       // The disk has it before Telegram is told to forget it, unless the host has said that it need not.
       return options.durability === "crash" ? Effect.succeed(fresh) : Effect.as(flushed(isAlone), fresh)
     }
-    const atOnce = storeAtOnce(batch, offset)
+    // Only to look for its updates among those with rows takes an answer of the storage.
+    const atOnce = hasRows || updates.length === 0 ? notDone : writeAtOnce(storing, { batch, offset })
     if (Result.isFailure(atOnce)) return Effect.fail(atOnce.failure)
     return atOnce.success ? remember(updates) : Effect.flatMap(storeWithRows(batch, offset), remember)
   }
   const flush = flushOf(sql)
   const flushed = (isAlone: boolean) => Effect.mapError(flush({ isAlone }), (cause) => inboxError("flush", cause))
+
+  const unfinished = Unfinished.make({ table, live, recent, attempt })
 
   /** Gives each update that a previous run has left a row of its own. */
   const unpack = Effect.fnUntraced(function*() {
@@ -346,61 +348,11 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
         )
       } else {
         yield* table.insert(batch.updates, batch.storedAt)
-        yield* table.removeBatches([batch.id])
+        yield* table.removeBatch(batch.id)
       }
     }
     hasRows = yield* table.hasRows
     return yield* table.open
-  })
-
-  /** What is stored in batches and has not ended here. */
-  const packedUpdates = Effect.map(
-    attempt("read the batches", table.batches),
-    (updates) => updates.filter(({ update_id: id }) => !live.hasEnded(id))
-  )
-
-  const report = (rows: ReadonlyArray<Leftover>) =>
-    Effect.forEach(
-      rows.filter(({ update }) => update === undefined),
-      ({ updateId }) =>
-        Effect.logError("A stored update cannot be read; it stays in the inbox and is not handled").pipe(
-          Effect.annotateLogs({ update_id: updateId })
-        ),
-      { discard: true }
-    )
-
-  // What leaves a batch for a row between the two is found twice. In the other order it would be missed.
-  const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
-    const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
-    const rows = yield* attempt("read unfinished updates", table.leftovers(page))
-    recent.add(rows.flatMap(({ update }) => update ?? []))
-    yield* report(rows)
-    if (packed.length === 0) return rows
-    const found = new Map([...packed.map(untried), ...rows].map((leftover) => [leftover.updateId, leftover]))
-    return [...found.values()].sort(byId).slice(0, page.limit)
-  })
-
-  // What is live now may get a row while the rows are read, and is taken from here for that reason.
-  const read = Effect.fnUntraced(function*(ids: ReadonlyArray<number>) {
-    const found = new Map<number, Leftover>()
-    for (const id of ids) {
-      const update = live.get(id)
-      if (update !== undefined) found.set(id, untried(update))
-    }
-    if (found.size < ids.length) {
-      const missing = ids.filter((id) => !found.has(id))
-      const rows = yield* attempt("read updates that wait", table.read(missing))
-      yield* report(rows)
-      for (const row of rows) found.set(row.updateId, row)
-    }
-    return ids.flatMap((id) => found.get(id) ?? [])
-  })
-
-  const backlog = Effect.gen(function*() {
-    const { lanes, suspects } = yield* attempt("read the backlog", table.backlog)
-    const all = new Map(lanes)
-    for (const lane of (yield* packedUpdates).map(laneOf)) all.set(lane, (all.get(lane) ?? 0) + 1)
-    return { lanes: all, suspects, hadCrashed }
   })
 
   const finishUnsafe = (updateId: number) => {
@@ -410,6 +362,9 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       finished.add(updateId)
     }
     hasFinished.openUnsafe()
+    // Its timer is late: Node runs all timers of one duration that are due, so the ends of many handlers, before another.
+    // What fails here is left to the one whose timer it is, who fails with it.
+    if (dueAt() < endedAt) writeAtOnce(removing)
   }
 
   const hadCrashed = yield* write("open", Effect.suspend(unpack))
@@ -427,12 +382,12 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       Effect.sync(() => {
         if (live.letGo(updateIds, now())) hasFinished.openUnsafe()
       }),
-    read,
+    read: unfinished.read,
     unfinished: (page) =>
-      Effect.map(leftovers(page), (found) => found.flatMap(({ update }) => update === undefined ? [] : [update])),
-    leftovers,
+      Effect.map(unfinished.leftovers(page), (found) => found.flatMap(({ update }) => update ?? [])),
+    leftovers: unfinished.leftovers,
     offset: attempt("read the offset", table.offset),
-    backlog,
+    backlog: Effect.map(unfinished.backlog, (backlog) => ({ ...backlog, hadCrashed })),
     failed: (updateId) => writeRow("count a failed attempt", updateId, table.countAttempt(updateId)),
     suspect: (updateId) =>
       Effect.suspend(() => {
@@ -464,9 +419,18 @@ interface WriteOptions {
   readonly plan?: () => Plan
 }
 
+/** What a transaction removes. */
+interface Removal {
+  readonly began: number
+  readonly ids: ReadonlyArray<number>
+  readonly plan: Plan
+}
+
+const storing = "store a batch"
+const removing = "remove finished updates"
 const none: ReadonlyArray<number> = []
-const stored = Result.succeed(true)
-const notStored = Result.succeed(false)
+const done = Result.succeed(true)
+const notDone = Result.succeed(false)
 const inboxError = (operation: string, cause: unknown) =>
   new InboxError({
     operation,

@@ -138,7 +138,7 @@ describe("what every update goes through", () => {
         recent.add(recent.unknownOf(batch))
         live.add(index, batch, 0)
         for (const { update_id: id } of batch) live.end(id - batchSize, 0)
-        live.done(live.plan(-1))
+        live.done(live.plan(-1), 0)
       }),
       limit
     )

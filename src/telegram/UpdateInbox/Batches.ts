@@ -43,9 +43,18 @@ export class Batches<B extends Batch> {
 
   /** The batch in which this update is live. */
   find(updateId: number): B | undefined {
+    return this.findAs(1, updateId)
+  }
+
+  /** Has ended, while others of its batch have not. */
+  hasEnded(updateId: number): boolean {
+    return this.findAs(0, updateId) !== undefined
+  }
+
+  private findAs(isLive: 0 | 1, updateId: number): B | undefined {
     for (const batch of this.live) {
       if (updateId < batch.first || updateId > batch.last) continue
-      if (batch.isLive[indexIn(batch, updateId)] === 1) return batch
+      if (batch.isLive[indexIn(batch, updateId)] === isLive) return batch
     }
     return undefined
   }

@@ -2,11 +2,11 @@
  * The statements of the SQL inbox, the same for SQLite and Postgres. The invariant: `fence` comes first in every
  * transaction that writes. It refuses a former holder, and it makes the writers of one bot wait for each other.
  *
- * A batch is one row at first, and rows of its updates only if they take long. Rows go as one statement, with numbered
- * parameters so that what all share is bound once; lists of ids go as one parameter, so that the text of the statement
- * stays the same and is prepared once.
+ * A batch is one row, which also says what of it has ended. The few updates that take long get rows of their own. Rows go
+ * as one statement, with numbered parameters so that what all share is bound once; lists of ids go as one parameter, so
+ * that the text of the statement stays the same and is prepared once.
  */
-import { Effect, Option, Result } from "effect"
+import { Array as Arr, Effect, Option, Result } from "effect"
 import type { SqlClient, SqlError } from "effect/sql"
 import type { Update } from "grammy/types"
 import { LeaseLost } from "../../lock/LockStore.ts"
@@ -14,6 +14,7 @@ import * as Script from "../../storage/Script.ts"
 import { laneOf } from "../Lane.ts"
 import * as SourceText from "../SourceText.ts"
 import type { DeadLetter, InboxPage, Leftover } from "../UpdateInbox.ts"
+import type { Plan } from "./LiveBatches.ts"
 
 export const make = ({ botId, fencingToken, sql }: {
   readonly sql: SqlClient.SqlClient
@@ -22,10 +23,13 @@ export const make = ({ botId, fencingToken, sql }: {
 }) => {
   const isPostgres = sql.onDialectOrElse({ orElse: () => false, pg: () => true })
   const parameter = (index: number) => `${isPostgres ? "$" : "?"}${index}`
-  const idsOf = (ids: ReadonlyArray<number>) =>
-    isPostgres
-      ? sql`(SELECT value::bigint FROM json_array_elements_text(${JSON.stringify(ids)}::json))`
-      : sql`(SELECT value FROM json_each(${JSON.stringify(ids)}))`
+  const idsText = isPostgres
+    ? "(SELECT value::bigint FROM json_array_elements_text($2::json))"
+    : "(SELECT value FROM json_each(?2))"
+  const withIds = (text: string, ids: ReadonlyArray<number>): Script.Statement => ({
+    text: `${text} IN ${idsText}`,
+    parameters: [botId, JSON.stringify(ids)]
+  })
 
   // A writer whose link went dead in the middle would keep the fence row locked, and the next holder waiting, for as long
   // as the server believes in its connection: hours.
@@ -56,11 +60,12 @@ export const make = ({ botId, fencingToken, sql }: {
   }
   /** A hundred rows are what Telegram gives at once; what another server gives goes in parts. */
   const insertMax = 100
-  const insertPart = (updates: ReadonlyArray<Update>, storedAt: number) => {
-    const parameters: Array<unknown> = [botId, storedAt]
-    for (const update of updates) parameters.push(update.update_id, laneOf(update), encode(update))
-    return sql.unsafe(insertText(updates.length), parameters)
-  }
+  const insertionsOf = (updates: ReadonlyArray<Update>, storedAt: number): ReadonlyArray<Script.Statement> =>
+    Arr.chunksOf(updates, insertMax).map((part) => {
+      const parameters: Array<unknown> = [botId, storedAt]
+      for (const update of part) parameters.push(update.update_id, laneOf(update), encode(update))
+      return { text: insertText(part.length), parameters }
+    })
 
   const fenceText = (nextOffset: string) =>
     `INSERT INTO update_offset (bot_id, next_offset, fencing_token) VALUES (${parameter(1)}, ${parameter(2)}, ${
@@ -72,14 +77,11 @@ export const make = ({ botId, fencingToken, sql }: {
     asks: fenceText("update_offset.next_offset"),
     confirms: fenceText("excluded.next_offset")
   }
-  const insertBatchText = `INSERT INTO update_batches (bot_id, batch_id, payload, stored_at) VALUES (${
-    [1, 2, 3, 4].map(parameter).join(", ")
+  const insertBatchText = `INSERT INTO update_batches (bot_id, batch_id, payload, stored_at, live) VALUES (${
+    [1, 2, 3, 4, 5].map(parameter).join(", ")
   })`
-  const removeBatchesText = `DELETE FROM update_batches WHERE bot_id = ${parameter(1)} AND batch_id IN ${
-    isPostgres
-      ? `(SELECT value::bigint FROM json_array_elements_text(${parameter(2)}::json))`
-      : `(SELECT value FROM json_each(${parameter(2)}))`
-  }`
+  const markBatchText = `UPDATE update_batches SET live = ${parameter(3)}
+    WHERE bot_id = ${parameter(1)} AND batch_id = ${parameter(2)}`
   const runScript = Script.of(sql)
 
   /** Changes a row unless a newer holder has written. */
@@ -87,15 +89,33 @@ export const make = ({ botId, fencingToken, sql }: {
     text: offset === undefined ? fenceTexts.asks : fenceTexts.confirms,
     parameters: [botId, offset ?? 0, fencingToken]
   })
-  const insertionOf = (batchId: number, updates: ReadonlyArray<Update>, storedAt: number): Script.Statement => ({
+  const batchInsertionOf = ({ id, storedAt, updates }: NewBatch): Script.Statement => ({
     text: insertBatchText,
-    parameters: [botId, batchId, encodeAll(updates), storedAt]
+    parameters: [botId, id, encodeAll(updates), storedAt, "1".repeat(updates.length)]
   })
-  const removalOf = (batchIds: ReadonlyArray<number>): Script.Statement => ({
-    text: removeBatchesText,
-    parameters: [botId, JSON.stringify(batchIds)]
-  })
+  /** Removes these rows, and does with the batches what the plan says. */
+  const removalsOf = (ids: ReadonlyArray<number>, { ended, marked, split }: Plan): ReadonlyArray<Script.Statement> => {
+    const gone = [...ended, ...split.map(({ batch }) => batch)].map(({ id }) => id)
+    return [
+      ...(ids.length === 0
+        ? []
+        : [withIds(`DELETE FROM update_inbox WHERE bot_id = ${parameter(1)} AND update_id`, ids)]),
+      ...split.flatMap(({ batch, rest }) => insertionsOf(rest, batch.storedAt)),
+      ...marked.map(({ batch, live }) => ({ text: markBatchText, parameters: [botId, batch.id, live] })),
+      ...(gone.length === 0
+        ? []
+        : [withIds(`DELETE FROM update_batches WHERE bot_id = ${parameter(1)} AND batch_id`, gone)])
+    ]
+  }
+  const selectRows = <A extends object>(columns: string, ids: ReadonlyArray<number>) => {
+    const { parameters, text } = withIds(
+      `SELECT ${columns} FROM update_inbox WHERE bot_id = ${parameter(1)} AND update_id`,
+      ids
+    )
+    return sql.unsafe<A>(text, parameters)
+  }
   const run = ({ parameters, text }: Script.Statement) => sql.unsafe(text, parameters)
+  const runAll = (statements: ReadonlyArray<Script.Statement>) => Effect.forEach(statements, run, { discard: true })
 
   return {
     /** Refuses a former holder. Without `offset` it only asks. */
@@ -107,16 +127,17 @@ export const make = ({ botId, fencingToken, sql }: {
     },
 
     /**
-     * Stores a batch and removes others, a whole transaction of its own. `undefined` where the storage cannot do that in
-     * one go, or not now.
+     * A whole transaction of its own: removes these rows, does with the batches what the plan says, and stores a new one
+     * with the offset after it. `undefined` where the storage cannot do that in one go, or not now.
      */
-    storeAtOnce: (
-      { id, storedAt, updates }: NewBatch,
-      offset: number,
-      ended: ReadonlyArray<number>
+    writeAtOnce: (
+      ids: ReadonlyArray<number>,
+      plan: Plan,
+      storing?: Storing
     ): Result.Result<void, SqlError.SqlError | LeaseLost> | undefined => {
-      const insertion = insertionOf(id, updates, storedAt)
-      const result = runScript?.(fenceOf(offset), ended.length === 0 ? [insertion] : [removalOf(ended), insertion])
+      const removals = removalsOf(ids, plan)
+      const statements = storing === undefined ? removals : [...removals, batchInsertionOf(storing.batch)]
+      const result = runScript?.(fenceOf(storing?.offset), statements)
       return result && Result.flatMap(result, (isHeld) => isHeld ? Result.void : Result.fail(superseded()))
     },
 
@@ -147,43 +168,30 @@ export const make = ({ botId, fencingToken, sql }: {
     /** Which of these are stored already. */
     knownOf: (updates: ReadonlyArray<Update>): Effect.Effect<ReadonlySet<number>, SqlError.SqlError> =>
       Effect.map(
-        sql<{ readonly update_id: number | string }>`SELECT update_id FROM update_inbox
-          WHERE bot_id = ${botId} AND update_id IN ${idsOf(updates.map((update) => update.update_id))}`,
+        selectRows<{ readonly update_id: number | string }>("update_id", updates.map((update) => update.update_id)),
         (rows) => new Set(rows.map((row) => Number(row.update_id)))
       ),
 
-    insert: (updates: ReadonlyArray<Update>, storedAt: number) =>
-      updates.length <= insertMax ? insertPart(updates, storedAt) : Effect.forEach(
-        Array.from({ length: Math.ceil(updates.length / insertMax) }, (_, part) => part * insertMax),
-        (from) => insertPart(updates.slice(from, from + insertMax), storedAt),
-        { discard: true }
-      ),
+    insert: (updates: ReadonlyArray<Update>, storedAt: number) => runAll(insertionsOf(updates, storedAt)),
 
-    remove: (ids: ReadonlyArray<number>) =>
-      sql`DELETE FROM update_inbox WHERE bot_id = ${botId} AND update_id IN ${idsOf(ids)}`,
+    insertBatch: (batch: NewBatch) => run(batchInsertionOf(batch)),
 
-    insertBatch: (batchId: number, updates: ReadonlyArray<Update>, storedAt: number) =>
-      run(insertionOf(batchId, updates, storedAt)),
+    remove: (ids: ReadonlyArray<number>, plan: Plan) => runAll(removalsOf(ids, plan)),
 
-    removeBatches: (batchIds: ReadonlyArray<number>) => run(removalOf(batchIds)),
+    removeBatch: (batchId: number) => sql`DELETE FROM update_batches WHERE bot_id = ${botId} AND batch_id = ${batchId}`,
 
     /** The first batch after this one. */
     batchAfter: (batchId: number): Effect.Effect<StoredBatch | undefined, SqlError.SqlError> =>
       Effect.map(
-        sql<BatchRow>`SELECT batch_id, payload, stored_at FROM update_batches
+        sql<BatchRow>`SELECT batch_id, payload, stored_at, live FROM update_batches
           WHERE bot_id = ${botId} AND batch_id > ${batchId} ORDER BY batch_id LIMIT 1`,
-        ([row]) =>
-          row && {
-            id: Number(row.batch_id),
-            updates: decode<ReadonlyArray<Update>>(row.payload),
-            storedAt: Number(row.stored_at)
-          }
+        ([row]) => row && { id: Number(row.batch_id), updates: liveOf(row), storedAt: Number(row.stored_at) }
       ),
 
-    /** What all batches hold that can be read. */
+    /** What has not ended of all batches that can be read. */
     batches: Effect.map(
-      sql<BatchRow>`SELECT batch_id, payload, stored_at FROM update_batches WHERE bot_id = ${botId}`,
-      (rows) => rows.flatMap(({ payload }) => decode<ReadonlyArray<Update>>(payload) ?? [])
+      sql<BatchRow>`SELECT batch_id, payload, stored_at, live FROM update_batches WHERE bot_id = ${botId}`,
+      (rows) => rows.flatMap((row) => liveOf(row) ?? [])
     ),
 
     /** Whether an update has a row of its own. */
@@ -211,8 +219,7 @@ export const make = ({ botId, fencingToken, sql }: {
 
     read: (updateIds: ReadonlyArray<number>): Effect.Effect<ReadonlyArray<Leftover>, SqlError.SqlError> =>
       Effect.map(
-        sql<InboxRow>`SELECT update_id, lane, payload, attempts, crashes FROM update_inbox
-          WHERE bot_id = ${botId} AND update_id IN ${idsOf(updateIds)}`,
+        selectRows<InboxRow>("update_id, lane, payload, attempts, crashes", updateIds),
         (rows) => rows.map(leftoverOf)
       ),
 
@@ -290,7 +297,12 @@ interface BatchRow {
   readonly batch_id: number | string
   readonly payload: string
   readonly stored_at: number | string
+  readonly live: string | null
 }
+
+/** What has not ended of a batch. `undefined` when what is stored cannot be read. */
+const liveOf = ({ live, payload }: BatchRow): ReadonlyArray<Update> | undefined =>
+  decode<ReadonlyArray<Update>>(payload)?.filter((_, index) => live?.[index] !== "0")
 
 /** A batch that is to be stored. */
 export interface NewBatch {
@@ -299,7 +311,13 @@ export interface NewBatch {
   readonly storedAt: number
 }
 
-/** A batch that a previous run has left. `updates` is undefined when what is stored cannot be read. */
+/** A batch, and the offset that confirms it. */
+export interface Storing {
+  readonly batch: NewBatch
+  readonly offset: number
+}
+
+/** What has not ended of a batch that a previous run has left. `updates` is undefined when it cannot be read. */
 export interface StoredBatch {
   readonly id: number
   readonly updates: ReadonlyArray<Update> | undefined

@@ -1,9 +1,10 @@
 /**
  * The batches of this run that are stored in one row each, and which of their updates have ended. The invariant: an
- * update is live from the transaction that stores its batch to the one that deletes the row or moves what is left of it
- * into rows of its own. No effects and no time of its own: what it says is done by the inbox in a transaction, and told
- * to it when that was committed.
+ * update is live from the transaction that stores its batch until it ends, or moves into a row of its own with the few
+ * that are left of its batch. No effects and no time of its own: what it says is done by the inbox in a transaction, and
+ * told to it when that was committed.
  */
+import { Array as Arr } from "effect"
 import type { Update } from "grammy/types"
 import { type Batch, Batches, batchOf, indexIn, restOf } from "./Batches.ts"
 
@@ -11,24 +12,30 @@ import { type Batch, Batches, batchOf, indexIn, restOf } from "./Batches.ts"
 export interface StoredBatch extends Batch {
   readonly id: number
   readonly storedAt: number
-  /** When the first one ended, or turned out to take long. */
+  /** When the first one ended that the storage does not know of, or turned out to take long. */
   dueSince: number | undefined
+  /** Some of it takes long, and is not to stay in memory. */
+  isLetGo: boolean
 }
 
 /** What a transaction does with the batches. */
 export interface Plan {
   /** All of their updates have ended. */
   readonly ended: ReadonlyArray<StoredBatch>
-  /** Some of their updates take long, whether others have ended or not: those get rows of their own. */
+  /** Many of their updates are left: the storage is told which, `1` for each of them. */
+  readonly marked: ReadonlyArray<{ readonly batch: StoredBatch; readonly live: string; readonly left: number }>
+  /** Few of their updates are left, or some of them take long: they get rows of their own. */
   readonly split: ReadonlyArray<{ readonly batch: StoredBatch; readonly rest: ReadonlyArray<Update> }>
 }
 
 /** Giving that many updates rows of their own costs no more than a transaction without them. */
 const smallMax = 8
 const isSmall = ({ updates }: StoredBatch): boolean => updates.length <= smallMax
+/** Of a batch all updates stay in memory while one is live, so what is left of it must not be much less than all. */
+const isSparse = ({ left, updates }: StoredBatch): boolean => left <= Math.max(smallMax, updates.length / 4)
 
 export class LiveBatches {
-  /** Few hold a live update, because who takes long gets a row of its own. */
+  /** Few, because who takes long gets a row of its own. */
   private readonly live = new Batches<StoredBatch>()
   /** Those of which something has ended or takes long. */
   private touched: Array<StoredBatch> = []
@@ -56,15 +63,15 @@ export class LiveBatches {
     return this.live.get(updateId)
   }
 
-  /** Has ended, and the storage does not know of it. */
+  /** Has ended, and who has read the storage may not know of it. */
   hasEnded(updateId: number): boolean {
     if (this.has(updateId)) return false
-    return this.touched.some((batch) => indexIn(batch, updateId) >= 0)
+    return this.live.hasEnded(updateId) || this.touched.some((batch) => indexIn(batch, updateId) >= 0)
   }
 
   /** Was stored. */
   add(id: number, updates: ReadonlyArray<Update>, storedAt: number): void {
-    this.live.add(Object.assign(batchOf(updates), { id, storedAt, dueSince: undefined }))
+    this.live.add(Object.assign(batchOf(updates), { id, storedAt, dueSince: undefined, isLetGo: false }))
   }
 
   /** Has ended. Returns whether it was in a batch. */
@@ -82,6 +89,7 @@ export class LiveBatches {
       const batch = this.live.find(id)
       if (batch === undefined) continue
       isAny = true
+      batch.isLetGo = true
       this.touch(batch, now)
     }
     return isAny
@@ -111,20 +119,26 @@ export class LiveBatches {
    */
   plan(limit: number, updateId?: number): Plan {
     const needed = updateId === undefined ? undefined : this.live.find(updateId)
-    const ended: Array<StoredBatch> = []
-    const due = needed === undefined ? [] : [needed]
-    for (const batch of this.touched) {
-      if (batch.left === 0) ended.push(batch)
-      else if (batch !== needed && (isSmall(batch) || (batch.dueSince ?? limit) <= limit)) due.push(batch)
+    const plan = {
+      ended: Arr.empty<StoredBatch>(),
+      marked: Arr.empty<Plan["marked"][number]>(),
+      split: needed === undefined ? [] : [splitOf(needed)]
     }
-    return { ended, split: due.map((batch) => ({ batch, rest: restOf(batch) })) }
+    for (const batch of this.touched) {
+      if (batch.left === 0) plan.ended.push(batch)
+      else if (batch === needed || (!isSmall(batch) && (batch.dueSince ?? limit) > limit)) continue
+      else if (batch.isLetGo || isSparse(batch)) plan.split.push(splitOf(batch))
+      else plan.marked.push({ batch, live: batch.isLive.join(""), left: batch.left })
+    }
+    return plan
   }
 
-  /** Was done. Returns the updates that have ended while it was, and that have rows now. */
-  done({ ended, split }: Plan): ReadonlyArray<number> {
-    if (ended.length === 0 && split.length === 0) return []
-    const done = new Set([...ended, ...split.map(({ batch }) => batch)])
-    this.touched = this.touched.filter((batch) => !done.has(batch))
+  /** Was done, as of `began`. Returns the updates that have ended while it was, and that have rows now. */
+  done({ ended, marked, split }: Plan, began: number): ReadonlyArray<number> {
+    if (ended.length === 0 && marked.length === 0 && split.length === 0) return []
+    for (const { batch, left } of marked) batch.dueSince = batch.left < left || batch.isLetGo ? began : undefined
+    const gone = new Set([...ended, ...split.map(({ batch }) => batch)])
+    this.touched = this.touched.filter((batch) => batch.dueSince !== undefined && !gone.has(batch))
     return split.flatMap(({ batch, rest }) => {
       const late = rest.flatMap(({ update_id: id }) => batch.isLive[indexIn(batch, id)] === 1 ? [] : [id])
       this.live.remove(batch)
@@ -132,3 +146,5 @@ export class LiveBatches {
     })
   }
 }
+
+const splitOf = (batch: StoredBatch) => ({ batch, rest: restOf(batch) })
