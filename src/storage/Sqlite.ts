@@ -3,7 +3,7 @@
  * this one small file, so that `node:sqlite` can replace it once no supported Node lacks it. The invariant: one
  * connection, so statements queue behind an open transaction and a transaction is never interleaved.
  */
-import { Clock, Duration, Effect, Layer, Result, Scope, Semaphore, Stream } from "effect"
+import { Clock, Duration, Effect, Layer, Result, Schedule, Scope, Semaphore, Stream } from "effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlConnection from "effect/sql/SqlConnection"
@@ -46,23 +46,35 @@ const sqlError = (operation: string, cause: unknown) => {
   })
 }
 
+/** For want of a descriptor, or of a folder that can be written, the same may be possible in a moment. */
+const openingRetry = Schedule.max([Schedule.spaced("200 millis"), Schedule.recurs(5)])
+const mayOpenLater = (cause: unknown) =>
+  cause instanceof Error && "code" in cause && /^SQLITE_(CANTOPEN|READONLY)/.test(String(cause.code))
+
+const open = (filename: string) => {
+  const database = new Database(filename)
+  try {
+    database.exec(`PRAGMA busy_timeout = ${Duration.toMillis(busyTimeout)}`)
+    const mode: unknown = database.prepare("PRAGMA journal_mode = WAL").pluck().all()[0]
+    database.exec("PRAGMA synchronous = FULL")
+    database.exec("PRAGMA foreign_keys = ON")
+    // What cannot be opened for writing SQLite opens for reading, without a word, and also when a descriptor was missing
+    // for a moment only. Then every write would fail, in a service that has started well. This one changes nothing.
+    database.exec(beginTransaction)
+    database.exec("PRAGMA user_version = 1")
+    database.exec("ROLLBACK")
+    return { database, mode }
+  } catch (cause) {
+    database.close()
+    throw cause
+  }
+}
+
 const make = Effect.fnUntraced(function*({ filename }: { readonly filename: string }) {
   const { database, mode } = yield* Effect.acquireRelease(
-    attempt(`open ${filename}`, () => {
-      const database = new Database(filename)
-      database.exec(`PRAGMA busy_timeout = ${Duration.toMillis(busyTimeout)}`)
-      const mode: unknown = database.prepare("PRAGMA journal_mode = WAL").pluck().all()[0]
-      database.exec("PRAGMA synchronous = FULL")
-      database.exec("PRAGMA foreign_keys = ON")
-      // What cannot be opened for writing SQLite opens for reading, without a word, and also when a descriptor was missing
-      // for a moment only. Then every write would fail, in a service that has started well. This one changes nothing.
-      database.exec(beginTransaction)
-      database.exec("PRAGMA user_version = 1")
-      database.exec("ROLLBACK")
-      return { database, mode }
-    }),
+    attempt(`open ${filename}`, () => open(filename)),
     ({ database }) => Effect.sync(() => database.close())
-  )
+  ).pipe(Effect.retry({ schedule: openingRetry, while: ({ reason }) => mayOpenLater(reason.cause) }))
 
   const prepared = new PreparedStatements(database)
   /** What is not yet in the log's file can be waited for there, and only a log has one. */

@@ -15,16 +15,6 @@ const tables = Effect.gen(function*() {
   return rows.map(({ name }) => name)
 })
 
-/** Root may write whatever it may read. */
-const asNobody = <A, E, R>(run: Effect.Effect<A, E, R>) =>
-  process.geteuid?.() === 0
-    ? Effect.acquireUseRelease(
-      Effect.sync(() => process.seteuid?.(65_534)),
-      () => run,
-      () => Effect.sync(() => process.seteuid?.(0))
-    )
-    : run
-
 describe("Storage", () => {
   it.effect("makes the folder for this user alone and a database any SQLite tool can read", () =>
     Effect.gen(function*() {
@@ -88,20 +78,6 @@ describe("Storage", () => {
       assert.strictEqual(Runtime.getErrorExitCode(error), ExitCode.configuration)
       assert.include(error.message, `${file}/state`)
       assert.include(error.message, "STATE_DIR")
-    }).pipe(Effect.provide(platform)))
-
-  // SQLite opens it all the same, also when there was no descriptor left for a moment, and then every write fails.
-  it.effect("refuses a database that can only be read", () =>
-    Effect.gen(function*() {
-      const fs = yield* FileSystem.FileSystem
-      const directory = yield* fs.makeTempDirectoryScoped()
-      yield* tables.pipe(Effect.provide(Layer.fresh(Storage.layer({ directory }))))
-      yield* fs.chmod(directory, 0o777)
-      yield* fs.chmod(`${directory}/soloist.db`, 0o444)
-      const open = Effect.scoped(Layer.build(Layer.fresh(Storage.layer({ directory }))))
-      const error = yield* Effect.flip(asNobody(open))
-      assert.include(String(error.cause), "readonly database")
-      assert.strictEqual(Runtime.getErrorExitCode(error), ExitCode.configuration)
     }).pipe(Effect.provide(platform)))
 
   it.effect("says so when the database is not one", () =>
