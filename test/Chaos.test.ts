@@ -81,6 +81,9 @@ describe("the judge of the chaos", () => {
       "b was granted the lock while a held it for 500 ms more"
     ])
     assert.deepStrictEqual(holders(line(900, "Instance lock lost")), [])
+    assert.deepStrictEqual(holders(line(900, "Bot session closed"), line(1_500, "Instance lock released")), [])
+    // Stopped before it had opened a session.
+    assert.deepStrictEqual(holders(line(950, "Instance lock released")), [])
   })
 
   it("finds what was never answered, and what came in the wrong order", () => {

@@ -122,7 +122,9 @@ export const holdersInTurn = (history, patience = 1) => {
         gone(process),
         lossOf(process),
         // Said after everything is closed that works under the lock, and before it is released.
-        said(process, "Bot session closed") ?? never
+        said(process, "Bot session closed") ?? never,
+        // All that is said by one that was stopped before it had opened a session.
+        said(process, "Instance lock released") ?? never
       )
       if (!isPaused && end > from + sightMax * patience) {
         const still = end === never ? "still holds it" : `held it for ${end - from} ms more`
