@@ -84,9 +84,11 @@ type Snowball = typeof snowball
 type Stemmer = ReturnType<Snowball["newStemmer"]>
 
 // Loaded with the first word and not with the service. An import would also search its 870 kB for names to export, which
-// takes five times as long as running them.
-const stemmersOfAllLanguages = (): Snowball => require("snowball-stemmers")
+// takes five times as long as running them. Only where they are is found with the service: a package that Node has not
+// found once, for want of a descriptor, it does not look for again.
 const require = createRequire(import.meta.url)
+const stemmersFile = require.resolve("snowball-stemmers")
+const stemmersOfAllLanguages = (): Snowball => require(stemmersFile)
 
 export const makeTokenizer = (languages: Languages = defaultLanguages): Tokenizer => {
   let made: ReadonlyArray<{ readonly starts: RegExp; readonly stemmer: Stemmer }> | undefined

@@ -1,9 +1,31 @@
 import { assert, describe, it } from "@effect/vitest"
+import Module from "node:module"
 import { makeTokenizer, visible } from "../../src/knowledge/Tokens.ts"
 
 const { tokens } = makeTokenizer()
 
+/** From now on Node finds no package by this name, as after a moment without a descriptor. */
+const forget = (name: string) => {
+  const resolve: unknown = Reflect.get(Module, "_resolveFilename")
+  if (typeof resolve !== "function") throw new Error("Node resolves names in another way now")
+  Reflect.set(Module, "_resolveFilename", function(this: unknown, request: string, ...rest: ReadonlyArray<unknown>) {
+    if (request === name) throw new Error(`Cannot find module '${name}'`)
+    return Reflect.apply(resolve, this, [request, ...rest])
+  })
+  return () => Reflect.set(Module, "_resolveFilename", resolve)
+}
+
 describe("Tokens", () => {
+  // First, because what was found once is found again. Seen in a run of faults: thirty updates were set aside.
+  it("the stemmers are there with the first word, though Node looks for no package any more", () => {
+    const remember = forget("snowball-stemmers")
+    try {
+      assert.deepStrictEqual(makeTokenizer().tokens("restarted"), ["restart"])
+    } finally {
+      remember()
+    }
+  })
+
   it("Russian and English forms of a word are one token", () => {
     assert.deepStrictEqual(tokens("Заявления, заявлению заявлением"), ["заявлен", "заявлен", "заявлен"])
     assert.deepStrictEqual(tokens("restarting restarted RESTARTS"), ["restart", "restart", "restart"])
