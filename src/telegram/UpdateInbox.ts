@@ -189,6 +189,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
   const finished = new Set<number>()
   /** None of them has ended before this. */
   let finishedSince = 0
+  /** None of all that have ended and that the storage does not know of has ended before this. */
+  let behindSince = Number.POSITIVE_INFINITY
   /** When finished updates were last removed by a transaction of their own. */
   let committedAt = Number.NEGATIVE_INFINITY
   /** Some updates may have a row of their own. */
@@ -242,7 +244,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     for (const id of ids) finished.delete(id)
     if (ids.length < removalMax) finishedSince = began
     for (const id of live.done(plan, began)) finished.add(id)
-    if (dueAt() === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
+    behindSince = Math.min(sinceOfFew(), live.dueSince("large"))
+    if (behindSince === Number.POSITIVE_INFINITY) hasFinished.closeUnsafe()
   }
 
   /**
@@ -284,10 +287,9 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
    * When to remove what has ended: at once, but one interval apart. Only to split a large batch is worth waiting for its
    * other updates.
    */
-  const dueAt = () => {
-    const since = Math.min(finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince, live.dueSince("small"))
-    return Math.min(Math.max(since, committedAt + commitPause), live.dueSince("large") + commitPause)
-  }
+  const dueAt = () => Math.min(Math.max(sinceOfFew(), committedAt + commitPause), live.dueSince("large") + commitPause)
+  const sinceOfFew = () =>
+    Math.min(finished.size === 0 ? Number.POSITIVE_INFINITY : finishedSince, live.dueSince("small"))
   // A batch that is stored removes what has ended, so that there is little to do here while updates flow.
   const commitForever = hasFinished.await.pipe(
     Effect.andThen(Effect.suspend(() => {
@@ -364,7 +366,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     hasFinished.openUnsafe()
     // Its timer is late: Node runs all timers of one duration that are due, so the ends of many handlers, before another.
     // What fails here is left to the one whose timer it is, who fails with it.
-    if (dueAt() < endedAt) writeAtOnce(removing)
+    if (behindSince > endedAt) behindSince = endedAt
+    else if (endedAt - behindSince > commitPause) writeAtOnce(removing)
   }
 
   const hadCrashed = yield* write("open", Effect.suspend(unpack))
