@@ -364,10 +364,14 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
       finished.add(updateId)
     }
     hasFinished.openUnsafe()
-    // Its timer is late: Node runs all timers of one duration that are due, so the ends of many handlers, before another.
-    // What fails here is left to the one whose timer it is, who fails with it.
     if (behindSince > endedAt) behindSince = endedAt
-    else if (endedAt - behindSince > commitPause) writeAtOnce(removing)
+    else if (endedAt - behindSince > commitPause) removeOverdue()
+  }
+  // The timer is late: Node runs all timers of one duration that are due, so the ends of many handlers, before another. What
+  // cannot be done here is not tried with every end, and left to the one whose timer it is, who fails with it.
+  const removeOverdue = () => {
+    behindSince = Number.POSITIVE_INFINITY
+    writeAtOnce(removing)
   }
 
   const hadCrashed = yield* write("open", Effect.suspend(unpack))

@@ -8,6 +8,7 @@ import type { Update } from "grammy/types"
 import { renameSync } from "node:fs"
 import { join } from "node:path"
 import { Supervisor } from "../../src/operations/Supervisor.ts"
+import * as Script from "../../src/storage/Script.ts"
 import * as Storage from "../../src/storage/Storage.ts"
 import { type SqlInboxOptions, UpdateInbox } from "../../src/telegram/UpdateInbox.ts"
 import { lockWith, me, sessionOf, textUpdate } from "./ScriptedTelegram.ts"
@@ -28,6 +29,18 @@ const open = (fencingToken = 7n, bot = me.id, options: SqlInboxOptions = {}) =>
 
 const textUpdates = (first: number, count: number) =>
   Array.from({ length: count }, (_, index) => textUpdate(first + index))
+
+/** With a clock that is set by hand, and timers that never wake. */
+const openLate = Effect.gen(function*() {
+  const clock = { millis: 0 }
+  const late: Clock.Clock = {
+    ...(yield* Clock.Clock),
+    monotonicTimeNanosUnsafe: () => BigInt(clock.millis) * 1_000_000n,
+    sleep: () => Effect.never
+  }
+  const { inbox } = yield* Effect.provideService(open(), Clock.Clock, late)
+  return { clock, inbox }
+})
 
 /** What is where. */
 const tables = Effect.map(SqlClient.SqlClient, (sql) => ({
@@ -103,21 +116,33 @@ describe("UpdateInbox (sql)", () => {
   // Node runs all timers of one duration that are due, so the ends of many handlers, before the one that this waits for.
   it.effect("removes what has ended within 10 ms also while its timer is late", () =>
     Effect.gen(function*() {
-      let millis = 0
-      const late: Clock.Clock = {
-        ...(yield* Clock.Clock),
-        monotonicTimeNanosUnsafe: () => BigInt(millis) * 1_000_000n,
-        sleep: () => Effect.never
-      }
-      const { batches, inbox } = yield* Effect.gen(function*() {
-        return { ...(yield* open()), ...(yield* tables) }
-      }).pipe(Effect.provideService(Clock.Clock, late))
+      const { clock, inbox } = yield* openLate
+      const { batches } = yield* tables
       yield* inbox.store(textUpdates(1, 40))
       for (let id = 1; id <= 39; id++) yield* inbox.finish(id)
-      millis = 9
+      clock.millis = 9
       assert.deepStrictEqual(yield* batches, [1])
       yield* inbox.finish(40)
       assert.deepStrictEqual(yield* batches, [])
+    }).pipe(Effect.provide(Storage.layerMemory)))
+
+  it.effect("does not ask with every end of a handler a storage that cannot remove what is overdue", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const run = Script.of(sql)
+      let asked: number | undefined
+      Script.enable(sql, (guard, statements) => {
+        if (asked === undefined) return run?.(guard, statements)
+        asked++
+        return undefined
+      })
+      const { clock, inbox } = yield* openLate
+      yield* inbox.store(textUpdates(1, 40))
+      asked = 0
+      yield* inbox.finish(1)
+      clock.millis = 9
+      for (let id = 2; id <= 40; id++) yield* inbox.finish(id)
+      assert.strictEqual(asked, 1)
     }).pipe(Effect.provide(Storage.layerMemory)))
 
   it.effect("gives a large batch of which something was let go rows of its own within 10 ms, though nothing has ended", () =>
