@@ -69,8 +69,15 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     id: "confirms what it has not stored",
     file: "telegram/UpdateInbox/InboxTable.js",
-    find: "parameters: [botId, batchId, encodeAll(updates), storedAt]",
-    replace: "parameters: [botId, batchId, \"[]\", storedAt]",
+    find: "encodeAll(updates), storedAt,",
+    replace: "\"[]\", storedAt,",
+    seed: 3
+  },
+  {
+    id: "takes a whole batch for ended when one is",
+    file: "telegram/UpdateInbox/LiveBatches.js",
+    find: "live: batch.isLive.join(\"\")",
+    replace: "live: \"0\".repeat(batch.updates.length)",
     seed: 3
   },
   {
