@@ -235,7 +235,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     )
   const stillHasRows = Effect.suspend(() => hasRows ? table.hasRows : Effect.succeed(false))
 
-  const planDue = () => live.plan(now() - commitPause)
+  const planDue = (updateId?: number) => live.plan(now() - commitPause, updateId)
   const removalOf = (plan: Plan): Removal => {
     if (plan.split.length > 0) hasRows = true
     return { began: now(), ids: finished.size === 0 ? none : [...finished].slice(0, removalMax), plan }
@@ -271,7 +271,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
 
   /** Writes about one update, which has a row of its own then. */
   const writeRow = <A, E>(operation: string, updateId: number, run: Effect.Effect<A, E>) =>
-    write(operation, run, { plan: () => live.plan(now() - commitPause, updateId) })
+    write(operation, run, { plan: () => planDue(updateId) })
 
   const commit = Effect.suspend(() => {
     committedAt = now()
@@ -284,8 +284,8 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
     write(removing, Effect.void, { plan: () => live.plan(Number.POSITIVE_INFINITY) })
   ).pipe(Effect.repeat({ while: () => finished.size > 0 }))
   /**
-   * When to remove what has ended: at once, but one interval apart. Only to split a large batch is worth waiting for its
-   * other updates.
+   * When to remove what has ended: at once, but one pause apart. Only of a large batch are the other updates worth waiting
+   * for.
    */
   const dueAt = () => Math.min(Math.max(sinceOfFew(), committedAt + commitPause), live.dueSince("large") + commitPause)
   const sinceOfFew = () =>
@@ -422,7 +422,7 @@ const makeSql = Effect.fnUntraced(function*(options: SqlInboxOptions) {
 interface WriteOptions {
   /** What to ask Telegram for from now on. */
   readonly offset?: number
-  /** What to do with the batches. What has ended a commit interval ago when not given. */
+  /** What to do with the batches. What is due now when not given. */
   readonly plan?: () => Plan
 }
 

@@ -435,120 +435,120 @@ const runSequence = Effect.fnUntraced(function*(
     processes.push({ known, real: real.success })
   })
 
-  const execute: (command: Command, said: string) => Effect.Effect<unknown, unknown, Scope.Scope> = Effect.fnUntraced(
-    function*(command, said) {
-      if (command._tag === "pass") {
-        yield* TestClock.adjust(command.millis)
-        const now = yield* Clock.currentTimeMillis
-        for (const { known, real } of processes) {
-          model.pass(known, now, backend.isPrompt)
-          const mustKnow = known.finishedInVain !== undefined && now >= known.finishedInVain + commitInterval
-          if (!mustKnow) continue
-          for (let look = 0; !real.hasLost() && look < looksMax; look++) yield* aMoment
-          yield* agree(`${said}: a former holder finds out`, real.hasLost(), true)
+  const execute = Effect.fnUntraced(function*(command: Command, said: string) {
+    if (command._tag === "pass") {
+      yield* TestClock.adjust(command.millis)
+      const now = yield* Clock.currentTimeMillis
+      for (const { known, real } of processes) {
+        model.pass(known, now, backend.isPrompt)
+        const mustKnow = known.finishedInVain !== undefined && now >= known.finishedInVain + commitInterval
+        if (!mustKnow) continue
+        for (let look = 0; !real.hasLost() && look < looksMax; look++) yield* aMoment
+        yield* agree(`${said}: a former holder finds out`, real.hasLost(), true)
+      }
+      return
+    }
+    if (command._tag === "open") {
+      return backend.isDurable
+        ? yield* open(lastToken + (command.isOlder ? -1n : 1n))
+        : undefined
+    }
+    const index = command.who % Math.max(1, processes.length)
+    const process = processes[index]
+    if (process === undefined) return
+    const { known, real: { close, crash, inbox } } = process
+    // Only what a process has stored or read is handled, and ends once.
+    const isHandled = command._tag === "finish" || command._tag === "failed" || command._tag === "suspect" ||
+      command._tag === "setAside"
+    if (isHandled && !model.isUnderWay(known, command.id)) return
+    switch (command._tag) {
+      case "crash":
+      case "close":
+        if (!backend.isDurable) return
+        processes.splice(index, 1)
+        if (command._tag === "crash") {
+          unsaid.push(...known.finished.keys())
+          return yield* crash
+        }
+        model.close(known)
+        return yield* close
+      case "storeMany":
+      case "store": {
+        const ids = command._tag === "store"
+          ? command.ids
+          : Array.from({ length: command.count }, (_, index) => firstOfMany + index)
+        const batch = ids.map((id) => textUpdate(id, id % 3, `version ${++versions} 'ünïcødé' 🤖`))
+        const actual = yield* answerOf(inbox.store(batch), (fresh) => fresh)
+        return yield* agree(said, actual, model.store(known, batch))
+      }
+      case "finish":
+        model.finish(known, command.id, yield* Clock.currentTimeMillis)
+        return yield* inbox.finish(command.id)
+      case "finishMany":
+        for (let id = command.first; id < command.first + command.count; id++) {
+          if (!model.isUnderWay(known, id)) continue
+          model.finish(known, id, yield* Clock.currentTimeMillis)
+          yield* inbox.finish(id)
         }
         return
+      case "failed":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.failed(command.id), () => "done"),
+          model.count(known, command.id, "attempts")
+        )
+      case "suspect":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.suspect(command.id), () => "done"),
+          model.count(known, command.id, "crashes")
+        )
+      case "setAside": {
+        const update = model.world.rows.get(command.id)?.update
+        if (update === undefined) return
+        const letter = { update, attempts: ++versions }
+        const actual = inbox.setAside({ ...letter, reason: "failed", error: "it is broken", setAsideAt: versions })
+        return yield* agree(said, yield* answerOf(actual, () => "done"), model.setAside(known, letter))
       }
-      if (command._tag === "open") {
-        return backend.isDurable
-          ? yield* open(lastToken + (command.isOlder ? -1n : 1n))
-          : undefined
+      case "takeBack": {
+        const actual = yield* answerOf(inbox.takeBack(command.id), (taken) => taken)
+        return yield* agree(said, actual, model.takeBack(known, command.id))
       }
-      const index = command.who % Math.max(1, processes.length)
-      const process = processes[index]
-      if (process === undefined) return
-      const { known, real: { close, crash, inbox } } = process
-      // Only what a process has stored or read is handled, and ends once.
-      const isHandled = command._tag === "finish" || command._tag === "failed" || command._tag === "suspect" ||
-        command._tag === "setAside"
-      if (isHandled && !model.isUnderWay(known, command.id)) return
-      switch (command._tag) {
-        case "crash":
-        case "close":
-          if (!backend.isDurable) return
-          processes.splice(index, 1)
-          if (command._tag === "crash") {
-            unsaid.push(...known.finished.keys())
-            return yield* crash
-          }
-          model.close(known)
-          return yield* close
-        case "finishMany":
-          for (let id = command.first; id < command.first + command.count; id++) {
-            yield* execute({ _tag: "finish", who: command.who, id }, said)
-          }
-          return
-        case "storeMany":
-        case "store": {
-          const ids = command._tag === "store"
-            ? command.ids
-            : Array.from({ length: command.count }, (_, index) => firstOfMany + index)
-          const batch = ids.map((id) => textUpdate(id, id % 3, `version ${++versions} 'ünïcødé' 🤖`))
-          const actual = yield* answerOf(inbox.store(batch), (fresh) => fresh)
-          return yield* agree(said, actual, model.store(known, batch))
-        }
-        case "finish":
-          model.finish(known, command.id, yield* Clock.currentTimeMillis)
-          return yield* inbox.finish(command.id)
-        case "failed":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.failed(command.id), () => "done"),
-            model.count(known, command.id, "attempts")
-          )
-        case "suspect":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.suspect(command.id), () => "done"),
-            model.count(known, command.id, "crashes")
-          )
-        case "setAside": {
-          const update = model.world.rows.get(command.id)?.update
-          if (update === undefined) return
-          const letter = { update, attempts: ++versions }
-          const actual = inbox.setAside({ ...letter, reason: "failed", error: "it is broken", setAsideAt: versions })
-          return yield* agree(said, yield* answerOf(actual, () => "done"), model.setAside(known, letter))
-        }
-        case "takeBack": {
-          const actual = yield* answerOf(inbox.takeBack(command.id), (taken) => taken)
-          return yield* agree(said, actual, model.takeBack(known, command.id))
-        }
-        case "drop":
-          return yield* agree(
-            said,
-            yield* answerOf(inbox.drop(command.id), (was) => was),
-            model.drop(known, command.id)
-          )
-        case "leftovers":
-        case "unfinished": {
-          // What a former holder still believes is its own affair.
-          if (model.isLost(known)) return
-          if (command._tag === "unfinished") {
-            const updates = yield* inbox.unfinished(command)
-            const ids = updates.map(({ update_id }) => update_id)
-            yield* agree(said, model.reads(known, command, ids) ? "fits" : ids, "fits")
-            return yield* agree(said, updates, ids.map((id) => model.world.rows.get(id)?.update))
-          }
-          const leftovers = yield* inbox.leftovers(command)
-          const ids = leftovers.map(({ updateId }) => updateId)
+      case "drop":
+        return yield* agree(
+          said,
+          yield* answerOf(inbox.drop(command.id), (was) => was),
+          model.drop(known, command.id)
+        )
+      case "leftovers":
+      case "unfinished": {
+        // What a former holder still believes is its own affair.
+        if (model.isLost(known)) return
+        if (command._tag === "unfinished") {
+          const updates = yield* inbox.unfinished(command)
+          const ids = updates.map(({ update_id }) => update_id)
           yield* agree(said, model.reads(known, command, ids) ? "fits" : ids, "fits")
-          return yield* agree(
-            said,
-            leftovers.map(({ attempts, crashes, update }) => ({ update, attempts, crashes })),
-            ids.map((id) => model.world.rows.get(id))
-          )
+          return yield* agree(said, updates, ids.map((id) => model.world.rows.get(id)?.update))
         }
-        case "deadLetters": {
-          const letters = yield* inbox.deadLetters(command)
-          return yield* agree(
-            said,
-            [letters.map(({ attempts, update }) => ({ update, attempts })), yield* inbox.deadLetterCount],
-            [pageOf(model.world.letters, command).map(([, letter]) => letter), model.world.letters.size]
-          )
-        }
+        const leftovers = yield* inbox.leftovers(command)
+        const ids = leftovers.map(({ updateId }) => updateId)
+        yield* agree(said, model.reads(known, command, ids) ? "fits" : ids, "fits")
+        return yield* agree(
+          said,
+          leftovers.map(({ attempts, crashes, update }) => ({ update, attempts, crashes })),
+          ids.map((id) => model.world.rows.get(id))
+        )
+      }
+      case "deadLetters": {
+        const letters = yield* inbox.deadLetters(command)
+        return yield* agree(
+          said,
+          [letters.map(({ attempts, update }) => ({ update, attempts })), yield* inbox.deadLetterCount],
+          [pageOf(model.world.letters, command).map(([, letter]) => letter), model.world.letters.size]
+        )
       }
     }
-  )
+  })
 
   /** All that the holder says of what is stored, unless saying it would change what it knows. */
   const compare = Effect.fnUntraced(function*(said: string) {

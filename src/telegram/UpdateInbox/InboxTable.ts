@@ -24,10 +24,10 @@ export const make = ({ botId, fencingToken, sql }: {
   const isPostgres = sql.onDialectOrElse({ orElse: () => false, pg: () => true })
   const parameter = (index: number) => `${isPostgres ? "$" : "?"}${index}`
   const idsText = isPostgres
-    ? "(SELECT value::bigint FROM json_array_elements_text($2::json))"
-    : "(SELECT value FROM json_each(?2))"
-  const withIds = (text: string, ids: ReadonlyArray<number>): Script.Statement => ({
-    text: `${text} IN ${idsText}`,
+    ? `SELECT value::bigint FROM json_array_elements_text(${parameter(2)}::json)`
+    : `SELECT value FROM json_each(${parameter(2)})`
+  const whereIn = (statement: string, column: string, ids: ReadonlyArray<number>): Script.Statement => ({
+    text: `${statement} WHERE bot_id = ${parameter(1)} AND ${column} IN (${idsText})`,
     parameters: [botId, JSON.stringify(ids)]
   })
 
@@ -97,25 +97,18 @@ export const make = ({ botId, fencingToken, sql }: {
   const removalsOf = (ids: ReadonlyArray<number>, { ended, marked, split }: Plan): ReadonlyArray<Script.Statement> => {
     const gone = [...ended, ...split.map(({ batch }) => batch)].map(({ id }) => id)
     return [
-      ...(ids.length === 0
-        ? []
-        : [withIds(`DELETE FROM update_inbox WHERE bot_id = ${parameter(1)} AND update_id`, ids)]),
+      ...(ids.length === 0 ? [] : [whereIn("DELETE FROM update_inbox", "update_id", ids)]),
       ...split.flatMap(({ batch, rest }) => insertionsOf(rest, batch.storedAt)),
       ...marked.map(({ batch, live }) => ({ text: markBatchText, parameters: [botId, batch.id, live] })),
-      ...(gone.length === 0
-        ? []
-        : [withIds(`DELETE FROM update_batches WHERE bot_id = ${parameter(1)} AND batch_id`, gone)])
+      ...(gone.length === 0 ? [] : [whereIn("DELETE FROM update_batches", "batch_id", gone)])
     ]
-  }
-  const selectRows = <A extends object>(columns: string, ids: ReadonlyArray<number>) => {
-    const { parameters, text } = withIds(
-      `SELECT ${columns} FROM update_inbox WHERE bot_id = ${parameter(1)} AND update_id`,
-      ids
-    )
-    return sql.unsafe<A>(text, parameters)
   }
   const run = ({ parameters, text }: Script.Statement) => sql.unsafe(text, parameters)
   const runAll = (statements: ReadonlyArray<Script.Statement>) => Effect.forEach(statements, run, { discard: true })
+  const selectRows = <A extends object>(columns: string, ids: ReadonlyArray<number>) => {
+    const { parameters, text } = whereIn(`SELECT ${columns} FROM update_inbox`, "update_id", ids)
+    return sql.unsafe<A>(text, parameters)
+  }
 
   return {
     /** Refuses a former holder. Without `offset` it only asks. */
@@ -135,9 +128,10 @@ export const make = ({ botId, fencingToken, sql }: {
       plan: Plan,
       storing?: Storing
     ): Result.Result<void, SqlError.SqlError | LeaseLost> | undefined => {
+      if (runScript === undefined) return undefined
       const removals = removalsOf(ids, plan)
       const statements = storing === undefined ? removals : [...removals, batchInsertionOf(storing.batch)]
-      const result = runScript?.(fenceOf(storing?.offset), statements)
+      const result = runScript(fenceOf(storing?.offset), statements)
       return result && Result.flatMap(result, (isHeld) => isHeld ? Result.void : Result.fail(superseded()))
     },
 

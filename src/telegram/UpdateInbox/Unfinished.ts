@@ -34,8 +34,7 @@ export const make = ({ attempt, live, recent, table }: {
       { discard: true }
     )
 
-  /** A page of it. */
-  // What leaves a batch for a row between the two is found twice. In the other order it would be missed.
+  /** A page of it. What leaves a batch for a row between the two is found twice; in the other order it would be missed. */
   const leftovers = Effect.fnUntraced(function*(page: InboxPage) {
     const packed = (yield* packedUpdates).filter(({ update_id: id }) => id > (page.after ?? Number.NEGATIVE_INFINITY))
     const rows = yield* attempt("read unfinished updates", table.leftovers(page))
@@ -46,8 +45,10 @@ export const make = ({ attempt, live, recent, table }: {
     return [...found.values()].sort(byId).slice(0, page.limit)
   })
 
-  /** What has not ended of these, in the order in which they are asked for. */
-  // What is live now may get a row while the rows are read, and is taken from here for that reason.
+  /**
+   * What has not ended of these, in the order in which they are asked for. What is live now may get a row while the rows are
+   * read, and is taken from memory for that reason.
+   */
   const read = Effect.fnUntraced(function*(ids: ReadonlyArray<number>) {
     const found = new Map<number, Leftover>()
     for (const id of ids) {
