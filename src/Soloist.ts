@@ -43,6 +43,7 @@ import type { LockStore, LockStoreError } from "./lock/LockStore.ts"
 import * as WarmStandby from "./lock/WarmStandby.ts"
 import * as ExitCode from "./operations/ExitCode.ts"
 import { Health } from "./operations/Health.ts"
+import * as LoadedHeap from "./operations/LoadedHeap.ts"
 import * as Logging from "./operations/Logging.ts"
 import { Supervisor, WorkerFailed } from "./operations/Supervisor.ts"
 import * as Rehearsal from "./Rehearsal.ts"
@@ -180,6 +181,7 @@ const runUntilEnded = <E, R>(
 ): Effect.Effect<void, E | WorkerFailed | HandlersOutlivedLease | StopOverran, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
+      yield* LoadedHeap.settle
       const scope = yield* Scope.make()
       let built: Context.Context<Supervisor> | undefined
       // The supervisor comes first, so that a lock that is lost or asked for while the rest still starts is seen.

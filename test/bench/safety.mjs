@@ -38,8 +38,8 @@ const runtimes = {
   "telegraf": "Telegraf",
   "ntba": "node-telegram-bot-api"
 }
-/** What a finished update may still cost after SIGKILL: the commit interval, and a pause of the process in it. */
-const commitWindow = 10 + 25
+/** Milliseconds before SIGKILL within which a handler that has ended may be repeated: the commit interval. */
+const commitWindow = 10
 /** Nothing more is handled when the last instance has polled and then written nothing for so long. */
 const quietMillis = 2_000
 /** A service manager kills what does not end; most wait longer. */

@@ -9,7 +9,7 @@
  * take long. Exits with 1 when a runtime lost or repeated something; times decide nothing.
  */
 import Database from "libsql"
-import { mkdtempSync, rmSync } from "node:fs"
+import { closeSync, fdatasyncSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs"
 import { cpus, loadavg, tmpdir } from "node:os"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
@@ -49,6 +49,9 @@ const nameOf = (runtime) => ({ ...runtimes, ...optional })[runtime]
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
 
+const range = (values, digits) =>
+  [Math.min(...values), Math.max(...values)].map((value) => value.toFixed(digits)).join(" to ")
+
 const countOf = (runtime, handlerMillis) =>
   handlerMillis > 0 && oneByOne.has(runtime) ? Math.min(updates, oneByOneMax) : updates
 
@@ -86,20 +89,41 @@ const once = async (runtime, handlerMillis) => {
   }
 }
 
+/** The milliseconds that the disk takes for what a full batch writes, in place, as the log of a database is written. */
+const diskMillis = () => {
+  const folder = mkdtempSync(join(options.folder, "soloist-disk-"))
+  const file = openSync(join(folder, "log"), "w+")
+  const batch = Buffer.alloc(48 * 1024, 1)
+  const batches = 40
+  writeSync(file, Buffer.alloc(batches * batch.length))
+  fdatasyncSync(file)
+  const took = Array.from({ length: batches }, (_, index) => {
+    writeSync(file, batch, 0, batch.length, index * batch.length)
+    const began = performance.now()
+    fdatasyncSync(file)
+    return performance.now() - began
+  })
+  closeSync(file)
+  rmSync(folder, { recursive: true })
+  return median(took)
+}
+
 const cells = (values, widths) => values.map((value, index) => String(value).padStart(widths[index])).join("  ")
 
 for (const handlerMillis of options.handler.split(",").map(Number)) {
   const results = Object.fromEntries(chosen.map((runtime) => [runtime, []]))
   const loads = []
+  const disk = []
   for (let run = 0; run < runs; run++) {
     loads.push(loadavg()[0])
+    disk.push(diskMillis())
     for (const runtime of chosen) results[runtime].push(await once(runtime, handlerMillis))
   }
   const middle = (runtime, key) => median(results[runtime].map((result) => result[key]))
   const handler = handlerMillis === 0 ? "no-op handler" : `handlers of ${handlerMillis} ms`
   console.log(
     `\n${updates} updates, ${chats} chats, ${handler}; medians of ${runs}, in turns; Node ${process.versions.node}, ` +
-      `${cpus().length} CPUs, load ${Math.min(...loads).toFixed(1)} to ${Math.max(...loads).toFixed(1)}`
+      `${cpus().length} CPUs, load ${range(loads, 1)}, disk ${range(disk, 2)} ms for a batch`
   )
   const widths = [-32, 10, 8, 10, 8, 8, 9, 7, 9, 8]
   // What the order of chats allows: all of them at work, each for the time that this runtime's own handlers took.
