@@ -10,7 +10,7 @@ import { runInNewContext } from "node:vm"
 
 let isSettled = false
 
-/** Takes 20 to 30 ms the first time, and nothing after that. */
+/** Takes 20 to 30 ms the first time, more where a host has loaded more than a bot, and nothing after that. */
 export const settle: Effect.Effect<void> = Effect.sync(() => {
   if (isSettled) return
   isSettled = true
