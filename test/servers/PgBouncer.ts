@@ -1,8 +1,7 @@
 /**
  * A pooler in transaction mode in front of a Postgres: `pgbouncer` from the path. Where there is none, the tests that
- * need it are skipped and their title says why.
+ * need it are skipped and their title says why; with `SOLOIST_REQUIRE_SERVERS=1` they fail instead.
  */
-import { describe } from "@effect/vitest"
 import { Effect, Redacted } from "effect"
 import { chmodSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
@@ -11,11 +10,7 @@ import * as ServerProcess from "./ServerProcess.ts"
 
 const binary = ServerProcess.findOnPath("pgbouncer", ["/usr/sbin", "/usr/local/sbin"])
 
-export const describeWithPooler = (name: string, body: () => void) =>
-  describe.skipIf(binary === undefined)(
-    binary === undefined ? `${name} [needs a server: no pgbouncer on the path]` : name,
-    body
-  )
+export const describeWithPooler = ServerProcess.describeIf(binary !== undefined, "no pgbouncer on the path")
 
 export const start = Effect.fnUntraced(function*(postgres: PostgresServer) {
   if (binary === undefined) return yield* Effect.die(new Error("pgbouncer is not on the path"))

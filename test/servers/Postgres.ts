@@ -3,7 +3,6 @@
  * `DATABASE_URL` names. npm does not run its install script, so what that would have done is done here. Postgres refuses
  * to run as root; then it runs as `postgres` or `nobody`.
  */
-import { describe } from "@effect/vitest"
 import { Effect, Redacted, type Scope } from "effect"
 import { execFileSync } from "node:child_process"
 import { readdirSync, readFileSync } from "node:fs"
@@ -39,16 +38,13 @@ const binaries = folderOfPackage === undefined ? undefined : join(folderOfPackag
 /** A Postgres of somebody else: it can be used, but not frozen or killed. */
 export const externalUrl = process.env["DATABASE_URL"]
 
-const describeIf = (isAvailable: boolean, missing: string) => (name: string, body: () => void) =>
-  describe.skipIf(!isAvailable && !ServerProcess.areServersRequired)(
-    isAvailable ? name : `${name} [needs a server: ${missing}]`,
-    body
-  )
-
 /** Tests that start a Postgres of their own, because they do to it what nobody may do to a shared one. */
-export const describeWithServer = describeIf(binaries !== undefined, `npm has no ${packageName} for this platform`)
+export const describeWithServer = ServerProcess.describeIf(
+  binaries !== undefined,
+  `npm has no ${packageName} for this platform`
+)
 /** Tests that any Postgres will do for. */
-export const describeWithAny = describeIf(
+export const describeWithAny = ServerProcess.describeIf(
   binaries !== undefined || externalUrl !== undefined,
   `npm has no ${packageName} for this platform, and there is no DATABASE_URL`
 )

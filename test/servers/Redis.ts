@@ -3,7 +3,6 @@
  * there is neither, the tests that need one are skipped and their title says why; with `SOLOIST_REQUIRE_SERVERS=1` they
  * fail instead.
  */
-import { describe } from "@effect/vitest"
 import { Effect, Redacted, type Scope } from "effect"
 import { connect } from "node:net"
 import * as ServerProcess from "./ServerProcess.ts"
@@ -28,19 +27,13 @@ const binary = ServerProcess.findOnPath("redis-server")
 /** A Redis of somebody else: it can be used, but not frozen, killed or flushed. */
 export const externalUrl = process.env["REDIS_URL"]
 
-const describeIf = (isAvailable: boolean, missing: string) => (name: string, body: () => void) =>
-  describe.skipIf(!isAvailable && !ServerProcess.areServersRequired)(
-    isAvailable ? name : `${name} [needs a server: ${missing}]`,
-    body
-  )
-
 /** Tests that start a Redis of their own, because they do to it what nobody may do to a shared one. */
-export const describeWithServer = describeIf(
+export const describeWithServer = ServerProcess.describeIf(
   binary !== undefined,
   "no redis-server on the path; install it, for example with apt-get install redis-server"
 )
 /** Tests that any Redis will do for. */
-export const describeWithAny = describeIf(
+export const describeWithAny = ServerProcess.describeIf(
   binary !== undefined || externalUrl !== undefined,
   "no redis-server on the path and no REDIS_URL"
 )

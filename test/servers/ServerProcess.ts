@@ -2,6 +2,7 @@
  * A real server as a child process: its own temporary folder, a free port on 127.0.0.1, killed by its own handle when
  * the scope closes, also when it is frozen and also when the test process ends early.
  */
+import { describe } from "@effect/vitest"
 import { Effect, Schedule } from "effect"
 import { type ChildProcess, spawn } from "node:child_process"
 import { accessSync, chownSync, constants, mkdtempSync, readFileSync, rmSync } from "node:fs"
@@ -30,6 +31,16 @@ export const findOnPath = (name: string, extra: ReadonlyArray<string> = []): str
 
 /** Whether a missing server is a failure instead of a skip. */
 export const areServersRequired = process.env["SOLOIST_REQUIRE_SERVERS"] === "1"
+
+/**
+ * `describe` of tests that need a server. Not every machine has each of them: where it is missing they are skipped, and
+ * their title says why. Where servers are required, as in CI, they run and fail instead.
+ */
+export const describeIf = (isAvailable: boolean, missing: string) => (name: string, body: () => void) =>
+  describe.skipIf(!isAvailable && !areServersRequired)(
+    isAvailable ? name : `${name} [needs a server: ${missing}]`,
+    body
+  )
 
 export const freePort = Effect.callback<number>((resume) => {
   const server = createServer().listen(0, "127.0.0.1", () => {
