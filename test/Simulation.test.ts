@@ -2,7 +2,7 @@
  * The simulation as CI runs it: whole services in one virtual world, every fault from a seed. `npm run simulate` runs
  * more of it. Each part runs in processes of its own, two at a time, on the code as it is compiled. Node 24 runs a part
  * of the hours and the stops, because Node 20 has run all of them; `SIMULATED_HOURS` sets the hours for both. `.ci/run`
- * plays a thousand hours beside this.
+ * plays a thousand hours beside this, which begin with these, and so fewer of them here.
  */
 import { assert, beforeAll, describe, it } from "@effect/vitest"
 import { execFile } from "node:child_process"

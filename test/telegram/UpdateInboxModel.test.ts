@@ -458,8 +458,7 @@ const runSequence = Effect.fnUntraced(function*(
     if (process === undefined) return
     const { known, real: { close, crash, inbox } } = process
     // Only what a process has stored or read is handled, and ends once.
-    const isHandled = command._tag === "finish" || command._tag === "failed" || command._tag === "suspect" ||
-      command._tag === "setAside"
+    const isHandled = command._tag === "failed" || command._tag === "suspect" || command._tag === "setAside"
     if (isHandled && !model.isUnderWay(known, command.id)) return
     switch (command._tag) {
       case "crash":
@@ -482,15 +481,15 @@ const runSequence = Effect.fnUntraced(function*(
         return yield* agree(said, actual, model.store(known, batch))
       }
       case "finish":
-        model.finish(known, command.id, yield* Clock.currentTimeMillis)
-        return yield* inbox.finish(command.id)
-      case "finishMany":
-        for (let id = command.first; id < command.first + command.count; id++) {
+      case "finishMany": {
+        const [first, count] = command._tag === "finish" ? [command.id, 1] : [command.first, command.count]
+        for (let id = first; id < first + count; id++) {
           if (!model.isUnderWay(known, id)) continue
           model.finish(known, id, yield* Clock.currentTimeMillis)
           yield* inbox.finish(id)
         }
         return
+      }
       case "failed":
         return yield* agree(
           said,
